@@ -1,0 +1,86 @@
+"""Statistics of a batch used as baselines: what is subtracted from a return before its score.
+
+Each takes the returns `x [N, ...]` of N independent rows, with `mask [N, T]` where the rows' ends
+matter, and gives a baseline of the shape of `x`. A baseline leaves the gradient unbiased when it
+does not depend on the row it is subtracted from.
+"""
+
+import chex
+import jax.numpy as jnp
+
+
+def zero(x: chex.Array) -> chex.Array:
+    """No baseline: b = 0. Unbiased."""
+    return jnp.zeros_like(x)
+
+
+def batch_mean(x: chex.Array) -> chex.Array:
+    """Mean over all rows, the own one included: b_i = 1/N sum_j x_j.
+
+    Biased: the gradient is exactly (N-1)/N of the leave-one-out gradient.
+    """
+    return jnp.broadcast_to(jnp.mean(x, axis=0, keepdims=True), x.shape)
+
+
+def leave_one_out(x: chex.Array) -> chex.Array:
+    """Mean over the other rows: b_i = 1/(N-1) sum_{j != i} x_j. Unbiased; needs N >= 2.
+
+    Per time step where `x` is; rows that have ended count with what `x` says there, which for a
+    return to go is zero.
+
+    Source: Kool et al. 2019; Mnih & Rezende 2016.
+    """
+    return (jnp.sum(x, axis=0, keepdims=True) - x) / (x.shape[0] - 1)
+
+
+def leave_one_out_live(x: chex.Array, mask: chex.Array) -> chex.Array:
+    """Mean over the other rows still live at the same step; zero where there are none. Unbiased.
+
+        b_it = sum_{j != i} m_jt x_jt / max(1, sum_{j != i} m_jt)
+    """
+    chex.assert_equal_shape([x, mask])
+    masked = mask * x
+    total = jnp.sum(masked, axis=0, keepdims=True) - masked
+    count = jnp.sum(mask, axis=0, keepdims=True) - mask
+    return total / jnp.maximum(count, 1)
+
+
+def time_mean(x: chex.Array, mask: chex.Array) -> chex.Array:
+    """Mean over every live step of the other rows, one number a row. Unbiased; needs N >= 2.
+
+        b_i = sum_{j != i} sum_t m_jt x_jt / sum_{j != i} sum_t m_jt
+    """
+    chex.assert_equal_shape([x, mask])
+    total = jnp.sum(mask * x, axis=1, keepdims=True)
+    count = jnp.sum(mask, axis=1, keepdims=True)
+    others = (jnp.sum(total) - total) / jnp.maximum(jnp.sum(count) - count, 1)
+    return jnp.broadcast_to(others, x.shape)
+
+
+def standardise(x: chex.Array, mask: chex.Array | None = None) -> chex.Array:
+    """The baseline whose subtraction standardises: x - b = (x - mean) / std, over live entries.
+
+    Biased: it rescales the gradient by a random factor and sees the row it is subtracted from.
+    A batch without spread has zero weights, so that nothing is learned from it.
+    """
+    mask = jnp.ones_like(x) if mask is None else mask
+    chex.assert_equal_shape([x, mask])
+    count = jnp.maximum(jnp.sum(mask), 1)
+    centred = x - jnp.sum(mask * x) / count
+    std = jnp.sqrt(jnp.sum(mask * centred**2) / count)
+    spread = std > 1e-6 * jnp.sqrt(jnp.sum(mask * x**2) / count)
+    return x - jnp.where(spread, centred / jnp.where(spread, std, 1), 0)
+
+
+BATCH = {
+    "none": zero,
+    "batch_mean": batch_mean,
+    "leave_one_out": leave_one_out,
+    "standardise": standardise,
+}
+"""Baselines of a plain batch `[N]`, by name."""
+
+COUPLED = frozenset(
+    {"batch_mean", "leave_one_out", "leave_one_out_live", "time_mean", "standardise"}
+)
+"""Names of the baselines that look at other rows, and so need at least two."""

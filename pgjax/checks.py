@@ -1,0 +1,34 @@
+"""Refusals of user choices: one clear `ValueError` before anything is traced."""
+
+import difflib
+import math
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def choice(argument: str, value: str, allowed: Collection[str]) -> None:
+    """Raises `ValueError`, with the nearest match, unless `value` is one of `allowed`."""
+    if value in allowed:
+        return
+    near = difflib.get_close_matches(str(value), list(allowed), n=1, cutoff=0.4)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(f"{argument}={value!r} is unknown{hint}; choose from: {', '.join(allowed)}")
+
+
+def at_least(argument: str, value: int, least: int, reason: str = "") -> None:
+    """Raises `ValueError` unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or int(value) != value or value < least:
+        because = f" ({reason})" if reason else ""
+        raise ValueError(f"{argument}={value!r} must be a whole number >= {least}{because}")
+
+
+def within(argument: str, value: Any, low: float, high: float) -> None:
+    """Raises `ValueError` unless `low <= value <= high`; values traced by JAX pass unseen."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    for number in np.ravel(value).tolist():
+        if not (math.isfinite(number) and low <= number <= high):
+            raise ValueError(f"{argument}={number!r} must lie in [{low:g}, {high:g}]")

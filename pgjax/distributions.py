@@ -1,0 +1,321 @@
+"""Distributions: small pytrees that sample, score and know their entropy.
+
+A distribution is a NamedTuple of parameter arrays, so a policy may return it from `vmap` or `scan`.
+Make one with the lower-case functions, which broadcast the parameters against each other and give
+them one floating dtype; parameters out of range give NaN, not an exception.
+"""
+
+import math
+from typing import NamedTuple, Protocol
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import betaln, digamma, xlog1py, xlogy
+
+
+class Distribution(Protocol):
+    """What every distribution offers; its batch is `B` and one event has shape `E`.
+
+    The value x that `sample` returns is the one `log_prob` scores, and the one to store.
+    Environments may want another for continuous actions: `squash(x)` lies in `support`, which can
+    be stretched over the action bounds where it is bounded, and clipped to them where it is not.
+    Neither touches the log-probability, which stays that of what was sampled.
+
+    Continuous samples are differentiable in the parameters (pathwise); a score-function estimator
+    has to hold them constant.
+
+    Attributes:
+        support: bounds of `squash(x)`; None where x is a whole number.
+    """
+
+    support: tuple[float, float] | None
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]: ...  # B
+    def sample(self, key: chex.PRNGKey) -> chex.Array: ...  # [*B, *E]
+    def squash(self, x: chex.Array) -> chex.Array: ...  # [*B, *E] -> [*B, *E]
+    def log_prob(self, x: chex.Array) -> chex.Array: ...  # [*B, *E] -> [*B]
+    def entropy(self) -> chex.Array: ...  # [*B]
+    def mode(self) -> chex.Array: ...  # [*B, *E]
+
+
+class Categorical(NamedTuple):
+    """Law of an index in {0, ..., A - 1}: P(x) = softmax(logits)_x. A logit may be -inf."""
+
+    logits: chex.Array  # [*B, A]
+    support = None
+
+    @property
+    def batch_shape(self):
+        return self.logits.shape[:-1]
+
+    @property
+    def probs(self):
+        """Probability of each index, `[*B, A]`."""
+        return jax.nn.softmax(self.logits)
+
+    def sample(self, key):
+        return jax.random.categorical(key, self.logits).astype(jnp.int32)
+
+    def squash(self, x):
+        return x
+
+    def log_prob(self, x):
+        log_probs = jax.nn.log_softmax(self.logits)
+        return jnp.take_along_axis(log_probs, x[..., None], axis=-1)[..., 0]
+
+    def entropy(self):
+        return jnp.sum(_plogp(jax.nn.log_softmax(self.logits)), axis=-1)
+
+    def mode(self):
+        return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
+
+
+class Bernoulli(NamedTuple):
+    """Law of x in {0, 1}: P(1) = sigmoid(logits)."""
+
+    logits: chex.Array  # [*B]
+    support = None
+
+    @property
+    def batch_shape(self):
+        return self.logits.shape
+
+    @property
+    def probs(self):
+        """Probability of 1, `[*B]`."""
+        return jax.nn.sigmoid(self.logits)
+
+    def sample(self, key):
+        return jax.random.bernoulli(key, self.probs).astype(jnp.int32)
+
+    def squash(self, x):
+        return x
+
+    def log_prob(self, x):
+        return jax.nn.log_sigmoid(jnp.where(x == 1, self.logits, -self.logits))
+
+    def entropy(self):
+        heads, tails = jax.nn.log_sigmoid(self.logits), jax.nn.log_sigmoid(-self.logits)
+        return _plogp(heads) + _plogp(tails)
+
+    def mode(self):
+        return (self.logits > 0).astype(jnp.int32)
+
+
+class Normal(NamedTuple):
+    """Law of x = loc + scale z with z standard normal, element by element."""
+
+    loc: chex.Array  # [*B]
+    scale: chex.Array  # [*B]
+    support = (-math.inf, math.inf)
+
+    @property
+    def batch_shape(self):
+        return self.loc.shape
+
+    def sample(self, key):
+        return self.loc + self.scale * jax.random.normal(key, self.loc.shape, self.loc.dtype)
+
+    def squash(self, x):
+        return x
+
+    def log_prob(self, x):
+        z = (x - self.loc) / self.scale
+        return -(z**2 + math.log(2 * math.pi)) / 2 - jnp.log(self.scale)
+
+    def entropy(self):
+        return jnp.log(self.scale) + (1 + math.log(2 * math.pi)) / 2
+
+    def mode(self):
+        return self.loc
+
+
+class TanhNormal(NamedTuple):
+    """Law of tanh(u) with u normal, element by element, in terms of u.
+
+    Samples are values of u, *before* the tanh: in float32 tanh(u) rounds to 1 from u = 9.1 on, and
+    its log-probability is lost. `log_prob(u)` is the log-density of tanh(u), not of u, and
+    `entropy` that of tanh(u). Haarnoja et al. 2018 (SAC), appendix C.
+    """
+
+    loc: chex.Array  # [*B]
+    scale: chex.Array  # [*B]
+    support = (-1.0, 1.0)
+
+    @property
+    def batch_shape(self):
+        return self.loc.shape
+
+    def sample(self, key):
+        return Normal(*self).sample(key)
+
+    def squash(self, x):
+        return jnp.tanh(x)
+
+    def log_prob(self, x):
+        return Normal(*self).log_prob(x) - _log_tanh_slope(x)
+
+    def entropy(self):
+        """H[tanh(u)] = H[u] + E log(1 - tanh(u)^2), the mean by the trapezoidal rule.
+
+        It converges exponentially: the error is 1e-12 at a scale of 2, 1e-6 at 5, 1e-2 at 20.
+        """
+        return Normal(*self).entropy() + _normal_mean(_log_tanh_slope, self.loc, self.scale)
+
+    def mode(self):
+        """Returns loc: tanh(loc) is the median, and the usual deterministic action.
+
+        It is not where the density of tanh(u) peaks, unless loc = 0 and scale <= 1 / sqrt(2).
+        """
+        return self.loc
+
+
+class Beta(NamedTuple):
+    """Law on (0, 1) with density proportional to x^(alpha - 1) (1 - x)^(beta - 1).
+
+    Samples and modes that round to 0 or 1 are moved to the nearest number inside, so that they have
+    a finite log-probability. Chou et al. 2017.
+    """
+
+    alpha: chex.Array  # [*B]
+    beta: chex.Array  # [*B]
+    support = (0.0, 1.0)
+
+    @property
+    def batch_shape(self):
+        return self.alpha.shape
+
+    def sample(self, key):
+        return _inside_unit(jax.random.beta(key, self.alpha, self.beta, dtype=self.alpha.dtype))
+
+    def squash(self, x):
+        return x
+
+    def log_prob(self, x):
+        log_density = xlogy(self.alpha - 1, x) + xlog1py(self.beta - 1, -x)
+        return log_density - betaln(self.alpha, self.beta)
+
+    def entropy(self):
+        a, b = self.alpha, self.beta
+        mean_log_density = (
+            (a - 1) * digamma(a) + (b - 1) * digamma(b) - (a + b - 2) * digamma(a + b)
+        )
+        return betaln(a, b) - mean_log_density
+
+    def mode(self):
+        """Returns the interior peak if alpha, beta > 1, else the end with the smaller parameter.
+
+        On ties: 1/2 if the law is uniform, 0 if both ends are equal poles.
+        """
+        a, b = self.alpha, self.beta
+        peaked, uniform = (a > 1) & (b > 1), (a == 1) & (b == 1)
+        peak = (a - 1) / jnp.where(peaked, a + b - 2, 1)
+        end = jnp.where(uniform, 0.5, jnp.where(a > b, 1.0, 0.0))
+        return _inside_unit(jnp.where(peaked, peak, end))
+
+
+class Independent(NamedTuple):
+    """Law of a vector of independent components: the last batch axis of `distribution`."""
+
+    distribution: Distribution  # batch [*B, D]
+
+    @property
+    def support(self):
+        return self.distribution.support
+
+    @property
+    def batch_shape(self):
+        return self.distribution.batch_shape[:-1]
+
+    def sample(self, key):
+        return self.distribution.sample(key)
+
+    def squash(self, x):
+        return self.distribution.squash(x)
+
+    def log_prob(self, x):
+        return jnp.sum(self.distribution.log_prob(x), axis=-1)
+
+    def entropy(self):
+        return jnp.sum(self.distribution.entropy(), axis=-1)
+
+    def mode(self):
+        return self.distribution.mode()
+
+
+def categorical(logits: chex.Array) -> Categorical:
+    """Makes a categorical law from logits `[*B, A]`; samples are int32."""
+    return Categorical(*_parameters(logits))
+
+
+def bernoulli(logits: chex.Numeric) -> Bernoulli:
+    """Makes a Bernoulli law from the log-odds `[*B]` of a one; samples are int32."""
+    return Bernoulli(*_parameters(logits))
+
+
+def normal(loc: chex.Numeric, scale: chex.Numeric) -> Normal:
+    """Makes normal laws, one per element, from means and standard deviations `[*B]`."""
+    return Normal(*_parameters(loc, scale))
+
+
+def tanh_normal(loc: chex.Numeric, scale: chex.Numeric) -> TanhNormal:
+    """Makes laws of tanh(u), one per element, from means and standard deviations `[*B]` of u."""
+    return TanhNormal(*_parameters(loc, scale))
+
+
+def beta(alpha: chex.Numeric, beta: chex.Numeric) -> Beta:
+    """Makes beta laws, one per element, from their parameters `[*B]`."""
+    return Beta(*_parameters(alpha, beta))
+
+
+def independent(distribution: Distribution) -> Independent:
+    """Makes one event of the last batch axis: log-probabilities and entropies sum over it.
+
+    Raises:
+        ValueError: `distribution` has no batch axis.
+    """
+    if not distribution.batch_shape:
+        raise ValueError("distribution must have a batch axis to sum over, got batch_shape=()")
+    return Independent(distribution)
+
+
+def _parameters(*xs: chex.Numeric) -> list[chex.Array]:
+    """Broadcasts parameters against each other in one floating dtype."""
+    xs = [jnp.asarray(x) for x in xs]
+    dtype = jnp.result_type(*xs, float)
+    return jnp.broadcast_arrays(*(x.astype(dtype) for x in xs))
+
+
+def _plogp(log_p: chex.Array) -> chex.Array:
+    """-p log p, with value and gradient zero where p is zero."""
+    p = jnp.exp(log_p)
+    return -p * jnp.where(p > 0, log_p, 0)
+
+
+def _log_tanh_slope(u: chex.Array) -> chex.Array:
+    """log(1 - tanh(u)^2), without the cancellation."""
+    return 2 * (math.log(2) - u - jax.nn.softplus(-2 * u))
+
+
+def _normal_mean(f, loc: chex.Array, scale: chex.Array) -> chex.Array:
+    """E f(loc + scale z) with z standard normal, by the trapezoidal rule on 128 nodes."""
+    nodes = np.linspace(-9, 9, 128)
+    weights = np.exp(-(nodes**2) / 2)
+    rule = jnp.asarray(np.stack([nodes, weights / weights.sum()], axis=1), loc.dtype)
+
+    # Node by node, and checkpointed, lest all nodes of all elements be in memory at once.
+    @jax.checkpoint
+    def add(total, node):
+        z, weight = node
+        return total + weight * f(loc + scale * z), None
+
+    return jax.lax.scan(add, jnp.zeros_like(loc), rule, unroll=8)[0]
+
+
+def _inside_unit(x: chex.Array) -> chex.Array:
+    """Moves what rounded to 0 or 1 back inside the open interval."""
+    limits = jnp.finfo(x.dtype)
+    return jnp.clip(x, limits.tiny, 1 - limits.epsneg)

@@ -1,0 +1,329 @@
+"""An estimator is its weights: grad J = E[sum_t Psi_t grad log pi(a_t | s_t)].
+
+Psi is a *form* (what return the action is credited with), a *baseline* (what is subtracted from
+it) and a *state weighting* (how visits count), chosen independently: Schulman et al. 2016, eq. 1.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from pgjax import baselines, checks, returns
+
+
+class Estimator(NamedTuple):
+    """Names of the three choices; make it with `estimator`, which checks them."""
+
+    form: str
+    baseline: str
+    state_weighting: str
+
+
+class Hyper(NamedTuple):
+    """Hyperparameters of the estimators; every leaf is a float and can be vmapped."""
+
+    discount: Any = 0.99  # gamma
+    lambda_: Any = 0.95  # decay of `gae`
+    n: Any = 5.0  # steps of `n_step`
+    constant: Any = 0.0  # the `constant` baseline
+    entropy_cost: Any = 0.0  # weight of the entropy bonus
+
+
+class Steps(NamedTuple):
+    """All that Psi may see, each `[N, T]`."""
+
+    reward: chex.Array  # [N, T]
+    value: chex.Array  # [N, T] V(s_t)
+    next_value: chex.Array  # [N, T] V of the true next observation
+    terminated: chex.Array  # [N, T] the future is worth zero
+    boundary: chex.Array  # [N, T] the trace is cut after this step
+    mask: chex.Array  # [N, T] one while the row is live
+
+
+def total_return(steps: Steps, hyper: Hyper) -> chex.Array:
+    """Return of the whole episode, the same at every step: R = sum_k gamma^k r_k.
+
+    Source: Williams 1992.
+    """
+    start, _ = _clock(steps)
+    return jnp.take_along_axis(reward_to_go(steps, hyper), start, axis=1)
+
+
+def reward_to_go(steps: Steps, hyper: Hyper) -> chex.Array:
+    """Return from the step on: G_t = sum_{k>=t} gamma^(k-t) r_k.
+
+    Source: Baxter & Bartlett 2001; Sutton & Barto 2018, section 13.3.
+    """
+    return returns.discounted_sum(steps.reward, hyper.discount * _going_on(steps))
+
+
+def td_residual(steps: Steps, hyper: Hyper) -> chex.Array:
+    """One-step advantage: delta_t = r_t + gamma V(s_{t+1}) - V(s_t). Relative to the value.
+
+    Source: Sutton & Barto 2018, section 13.5.
+    """
+    return returns.td_residual(
+        steps.reward, steps.value, steps.next_value, _bootstrap_discount(steps, hyper)
+    )
+
+
+def n_step(steps: Steps, hyper: Hyper) -> chex.Array:
+    """Return of n steps, then the value: sum_{k<n} gamma^k r_{t+k} + gamma^n V(s_{t+n}).
+
+    Source: Sutton & Barto 2018, eq. 7.1.
+    """
+    discount = _bootstrap_discount(steps, hyper)
+    return returns.n_step_return(
+        steps.reward, steps.next_value, discount, hyper.n, steps.boundary
+    )
+
+
+def gae(steps: Steps, hyper: Hyper) -> chex.Array:
+    """Generalised advantage: sum_l (gamma lambda)^l delta_{t+l}. Relative to the value.
+
+    Source: Schulman et al. 2016, eq. 16.
+    """
+    return returns.gae(
+        steps.reward,
+        steps.value,
+        steps.next_value,
+        _bootstrap_discount(steps, hyper),
+        hyper.lambda_,
+        steps.boundary,
+    )
+
+
+FORMS: dict[str, Callable[[Steps, Hyper], chex.Array]] = {
+    "total_return": total_return,
+    "reward_to_go": reward_to_go,
+    "td_residual": td_residual,
+    "n_step": n_step,
+    "gae": gae,
+}
+"""name -> `(Steps, Hyper) -> [N, T]`."""
+
+BOOTSTRAPPING = frozenset({"td_residual", "n_step", "gae"})
+"""Forms that need the values of next observations."""
+
+ADVANTAGES = frozenset({"td_residual", "gae"})
+"""Forms that have V(s_t) subtracted already: the `value` baseline adds nothing to them."""
+
+
+def none(form: chex.Array, steps: Steps, hyper: Hyper = Hyper()) -> chex.Array:
+    """Nothing is subtracted. Unbiased."""
+    return baselines.zero(form)
+
+
+def constant(form: chex.Array, steps: Steps, hyper: Hyper = Hyper()) -> chex.Array:
+    """A number given beforehand, `Hyper.constant`. Unbiased.
+
+    Source: Williams 1992.
+    """
+    return jnp.full_like(form, hyper.constant)
+
+
+def batch_mean(form: chex.Array, steps: Steps, hyper: Hyper = Hyper()) -> chex.Array:
+    """Mean over the batch, the own row included. Biased: shrinks the gradient by (N-1)/N."""
+    return baselines.batch_mean(form)
+
+
+def leave_one_out(form: chex.Array, steps: Steps, hyper: Hyper = Hyper()) -> chex.Array:
+    """Mean over the other rows at the same step; ended rows count as zero to go. Unbiased.
+
+    Source: Kool et al. 2019; Mnih & Rezende 2016.
+    """
+    return baselines.leave_one_out(form)
+
+
+def leave_one_out_live(form: chex.Array, steps: Steps, hyper: Hyper = Hyper()) -> chex.Array:
+    """Mean over the other rows still live at the same step; zero if there are none. Unbiased."""
+    return baselines.leave_one_out_live(form, steps.mask)
+
+
+def time_mean(form: chex.Array, steps: Steps, hyper: Hyper = Hyper()) -> chex.Array:
+    """Mean over all live steps of the other rows. Unbiased."""
+    return baselines.time_mean(form, steps.mask)
+
+
+def value(form: chex.Array, steps: Steps, hyper: Hyper = Hyper()) -> chex.Array:
+    """A learned V(s_t), fitted on earlier batches. Unbiased.
+
+    Source: Sutton et al. 2000.
+    """
+    return steps.value
+
+
+def standardise(form: chex.Array, steps: Steps, hyper: Hyper = Hyper()) -> chex.Array:
+    """Leaves (form - mean) / std over the live steps of the batch. Biased, common practice."""
+    return baselines.standardise(form, steps.mask)
+
+
+BASELINES: dict[str, Callable[..., chex.Array]] = {
+    "none": none,
+    "constant": constant,
+    "batch_mean": batch_mean,
+    "leave_one_out": leave_one_out,
+    "leave_one_out_live": leave_one_out_live,
+    "time_mean": time_mean,
+    "value": value,
+    "standardise": standardise,
+}
+"""name -> `([N, T] form, Steps) -> [N, T]`, what is subtracted from the form."""
+
+STATE_WEIGHTINGS = ("discounted", "uniform")
+"""`discounted` multiplies step t by gamma^t, `uniform` leaves it out."""
+
+
+def estimator(
+    form: str = "reward_to_go",
+    baseline: str = "leave_one_out",
+    state_weighting: str = "discounted",
+) -> Estimator:
+    """Names an estimator.
+
+        Psi_t = w_t (form_t - baseline_t),   w_t = gamma^t (discounted) or 1 (uniform)
+
+    The total return is discounted from the start of the episode already, so there w_t = 1 under
+    either state weighting.
+
+    Raises:
+      ValueError: an unknown name, or a pair that makes no sense.
+    """
+    checks.choice("form", form, FORMS)
+    checks.choice("baseline", baseline, BASELINES)
+    checks.choice("state_weighting", state_weighting, STATE_WEIGHTINGS)
+    if form == "total_return" and baseline == "value":
+        raise ValueError(
+            "baseline='value' does not go with form='total_return': a value predicts the return "
+            "from a step on, the total return counts from the start; use form='reward_to_go'"
+        )
+    return Estimator(form, baseline, state_weighting)
+
+
+def needs_value(estimator: Estimator) -> bool:
+    """Whether the estimator reads a value function."""
+    return estimator.form in BOOTSTRAPPING or estimator.baseline == "value"
+
+
+def is_unbiased(estimator: Estimator, hyper: Hyper) -> tuple[bool, str]:
+    """Whether the estimator is unbiased for grad J_gamma whatever values it is given.
+
+    J_gamma is the expected discounted return within the horizon.
+
+    Returns:
+      The verdict, and the reason or the condition under which it holds.
+    """
+    if estimator.baseline == "batch_mean":
+        return False, "the baseline includes the own row: the gradient shrinks by (N-1)/N"
+    if estimator.baseline == "standardise":
+        return False, "division by the batch's own spread rescales and rotates the gradient"
+    if estimator.form != "total_return" and estimator.state_weighting == "uniform":
+        if float(hyper.discount) != 1:
+            return False, "without gamma^t it is the gradient of no function unless gamma = 1"
+    if estimator.form == "gae" and float(hyper.lambda_) == 1:
+        return True, "if no row is truncated, or truncated rows bootstrap from exact values"
+    if estimator.form in BOOTSTRAPPING:
+        return False, "unless the values are exact for the policy, the time and the horizon"
+    if estimator.baseline == "value":
+        return True, "if the values do not depend on the batch they are used on"
+    return True, "always"
+
+
+def psi(estimator: Estimator, steps: Steps, hyper: Hyper) -> chex.Array:
+    """The weights of an estimator.
+
+        Psi_t = w_t (form_t - baseline_t) m_t
+
+    Args:
+      estimator: the three choices.
+      steps: what they are computed from, each `[N, T]`; whatever stands where `mask` is zero is
+        not looked at.
+      hyper: discount, lambda and the like.
+
+    Returns:
+      `[N, T]` weights, zero where `mask` is zero.
+
+    Raises:
+      ValueError: a single row with a baseline that needs others.
+    """
+    chex.assert_equal_shape(steps)
+    chex.assert_rank(steps.reward, 2)
+    check_rows(estimator, steps.reward.shape[0])
+    steps = _cleared(steps)
+    form = FORMS[estimator.form](steps, hyper)
+    weight = steps.mask * (form - _baseline(estimator, form, steps, hyper))
+    return weight * state_weight(estimator, steps, hyper)
+
+
+def state_weight(estimator: Estimator, steps: Steps, hyper: Hyper) -> chex.Array:
+    """How much the visit at each step counts, `[N, T]`: gamma^t or one."""
+    if estimator.state_weighting == "uniform" or estimator.form == "total_return":
+        return jnp.ones_like(steps.reward)
+    _, elapsed = _clock(steps)
+    return jnp.asarray(hyper.discount, steps.reward.dtype) ** elapsed
+
+
+def value_target(estimator: Estimator, steps: Steps, hyper: Hyper) -> chex.Array:
+    """What a value function that goes with the estimator is fitted to, `[N, T]`.
+
+    The return the form credits: G_t, r_t + gamma V', the n-step return or the lambda-return.
+    """
+    steps = _cleared(steps)
+    form = FORMS[estimator.form](steps, hyper)
+    return form + steps.value if estimator.form in ADVANTAGES else form
+
+
+def check_rows(estimator: Estimator, num_rows: int) -> None:
+    """Raises `ValueError` for a single row with a baseline that looks at others."""
+    if estimator.baseline in baselines.COUPLED:
+        reason = f"baseline {estimator.baseline!r} is computed from other episodes"
+        checks.at_least("num_episodes", num_rows, 2, reason)
+
+
+def check_hyper(hyper: Hyper) -> None:
+    """Raises `ValueError` for a discount or lambda outside [0, 1], n < 1 or a number not finite."""
+    checks.within("discount", hyper.discount, 0, 1)
+    checks.within("lambda", hyper.lambda_, 0, 1)
+    checks.within("n", hyper.n, 1, float("inf"))
+    checks.within("constant", hyper.constant, -float("inf"), float("inf"))
+    checks.within("entropy_cost", hyper.entropy_cost, -float("inf"), float("inf"))
+
+
+def _baseline(estimator, form, steps, hyper):
+    if estimator.baseline == "value" and estimator.form in ADVANTAGES:
+        return jnp.zeros_like(form)
+    return BASELINES[estimator.baseline](form, steps, hyper)
+
+
+def _cleared(steps: Steps) -> Steps:
+    """Floats, zero wherever the row is not live (multiplying would let NaN through).
+
+    A row's last live step is a boundary, said or not.
+    """
+    dtype = jnp.result_type(steps.reward, float)
+    live = steps.mask > 0
+    ends = live & ~jnp.pad(live[:, 1:], ((0, 0), (0, 1)))
+    steps = steps._replace(boundary=(steps.boundary > 0) | ends)
+    return jax.tree.map(lambda x: jnp.where(live, x, 0).astype(dtype), steps)
+
+
+def _going_on(steps: Steps) -> chex.Array:
+    """One where the trace goes on after the step."""
+    return 1 - steps.boundary
+
+
+def _bootstrap_discount(steps: Steps, hyper: Hyper) -> chex.Array:
+    """gamma, or zero after a natural end; where both end flags are set, terminated wins."""
+    return hyper.discount * (1 - steps.terminated)
+
+
+def _clock(steps: Steps) -> tuple[chex.Array, chex.Array]:
+    """The step each step's episode started at, and the steps since, both `[N, T]` int32."""
+    time = jnp.broadcast_to(jnp.arange(steps.mask.shape[1]), steps.mask.shape)
+    after_boundary = jnp.pad(steps.boundary[:, :-1] > 0, ((0, 0), (1, 0)))
+    starts = after_boundary & (steps.mask > 0)
+    start = jax.lax.cummax(jnp.where(starts, time, 0), axis=1)
+    return start, time - start

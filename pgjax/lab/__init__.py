@@ -1,0 +1,1 @@
+"""The laboratory: what talks to files, screens and people. The core never imports it."""

@@ -1,0 +1,212 @@
+"""What a run is: one flat, frozen record; every field is a flag and a key of a YAML file."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+import yaml
+
+OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd")
+"""Optimisers a run can ascend with, each by its name in optax."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A run is a function of this record."""
+
+    env: str = "CartPole-v1"
+    """Environment (`pgjax list envs`)."""
+    env_params: dict[str, int | float | bool] = dataclasses.field(default_factory=dict)
+    """Overrides of the environment's parameters, as names and values in turn."""
+    horizon: int | None = None
+    """Steps of the longest episode; None takes the environment's own time limit."""
+
+    policy: str = "mlp"
+    """Policy (`pgjax list policies`)."""
+    distribution: str = "auto"
+    """Action distribution (`pgjax list distributions`); auto goes by the action space."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers, of the policy and of the value function."""
+    activation: str = "tanh"
+    """Nonlinearity of the hidden layers."""
+    initial_log_std: float = 0.0
+    """Where the log standard deviation of a continuous policy starts."""
+
+    form: str = "reward_to_go"
+    """What an action is credited with (`pgjax list forms`)."""
+    baseline: str = "leave_one_out"
+    """What is subtracted from it (`pgjax list baselines`)."""
+    state_weighting: str = "discounted"
+    """How step t counts: discounted by gamma^t, or uniform (biased unless gamma = 1)."""
+    discount: float = 0.99
+    """Discount gamma of future rewards, in [0, 1]."""
+    lambda_: Annotated[float, tyro.conf.arg(name="lambda")] = 0.95
+    """Decay lambda of the form gae, in [0, 1]."""
+    n: int = 5
+    """Steps of the form n_step before it bootstraps."""
+    constant: float = 0.0
+    """The number the baseline constant subtracts."""
+    entropy_cost: float = 0.0
+    """Weight of the entropy bonus."""
+
+    num_episodes: int = 1024
+    """Episodes of one update."""
+    num_updates: int = 12
+    """Updates of the run."""
+    optimizer: str = "adam"
+    """Optimiser: adam, adamw, rmsprop or sgd."""
+    learning_rate: float = 1e-2
+    """Step size of the policy."""
+    value_learning_rate: float = 1e-2
+    """Step size of the value function, which has its own optimiser."""
+    max_grad_norm: float | None = None
+    """Global norm the gradient is clipped to, policy and value function apart; None never clips."""
+    chunk_size: int = 1024
+    """Samples whose gradient is held in memory at once."""
+
+    seed: int = 0
+    """First seed; the run uses seed, seed + 1, ..."""
+    seeds: int = 1
+    """Number of seeds, trained side by side in one compiled program."""
+    evaluation_episodes: int = 100
+    """Fresh episodes a seed that the final policy is judged by."""
+    updates_per_call: int = 1
+    """Updates of one compiled call; records are written after each call."""
+    checkpoint_every: int = 10
+    """Updates between checkpoints, rounded up to whole calls; the last update always has one."""
+    name: str | None = None
+    """Name of the run's directory; None makes one from the choices and the time."""
+    directory: str = "runs"
+    """Where the directories of runs stand."""
+
+
+def load(path: str | Path) -> Config:
+    """Reads a config from a YAML file; what the file leaves out takes its default.
+
+    Raises:
+      ValueError: not a mapping, an unknown key or a value of the wrong type.
+      OSError: the file cannot be read.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {error}") from error
+    if not isinstance(content or {}, dict):
+        raise ValueError(f"{path} must hold one mapping of names to values")
+    try:
+        return parse(content or {})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def parse(content: Mapping[str, Any]) -> Config:
+    """Builds a config from names and plain values.
+
+    Raises:
+      ValueError: an unknown name or a value of the wrong type.
+    """
+    from pgjax import checks
+
+    hints = typing.get_type_hints(Config)
+    for key in content:
+        checks.choice("key", key, hints)
+    return Config(**{key: _typed(key, value, hints[key]) for key, value in content.items()})
+
+
+def dump(config: Config) -> str:
+    """The config as YAML, every field named; `load` reads it back equal."""
+    content = dataclasses.asdict(config) | {"hidden": list(config.hidden)}
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def validate(config: Config) -> None:
+    """Refuses what no run can be, as far as the core's own constructors do not.
+
+    Raises:
+      ValueError: names the argument, its value and what is allowed.
+    """
+    # Parsing the command line must not wait for JAX; checking what was parsed may.
+    from pgjax import checks
+
+    for argument in _COUNTS:
+        checks.at_least(argument, getattr(config, argument), 1)
+    for width in config.hidden:
+        checks.at_least("hidden", width, 1)
+    if config.horizon is not None:
+        checks.at_least("horizon", config.horizon, 1)
+    checks.at_least("seed", config.seed, 0)
+    checks.within("seed + seeds", config.seed + config.seeds, 0, 2**32)
+    for argument in ("learning_rate", "value_learning_rate"):
+        checks.within(argument, getattr(config, argument), 0, float("inf"))
+    checks.within("initial_log_std", config.initial_log_std, -float("inf"), float("inf"))
+    if config.max_grad_norm is not None and not 0 < config.max_grad_norm < float("inf"):
+        raise ValueError(f"max_grad_norm={config.max_grad_norm!r} must be positive and finite")
+    checks.choice("optimizer", config.optimizer, OPTIMIZERS)
+    if config.name is not None and (config.name in ("", ".", "..") or "/" in config.name):
+        raise ValueError(f"name={config.name!r} must be the plain name of a directory")
+
+
+_COUNTS = (
+    "num_episodes",
+    "num_updates",
+    "chunk_size",
+    "seeds",
+    "evaluation_episodes",
+    "updates_per_call",
+    "checkpoint_every",
+    "n",
+)
+
+
+def _typed(argument: str, value: Any, hint: Any) -> Any:
+    """`value` as the type its field declares."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        read = _READERS[typing.get_origin(option) or option]
+        try:
+            return read(value)
+        except (TypeError, ValueError):
+            continue
+    expected = hint.__name__ if isinstance(hint, type) else str(hint)
+    raise ValueError(f"{argument}={value!r} must be of type {expected.replace('NoneType', 'None')}")
+
+
+def _plain(kind: type) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if type(value) is not kind:
+            raise TypeError
+        return value
+
+    return read
+
+
+def _float(value: Any) -> float:
+    # YAML 1.1 reads 1e-2 as a string and 1 as an integer; both were meant as numbers.
+    if isinstance(value, bool):
+        raise TypeError
+    return float(value)
+
+
+def _integers(value: Any) -> tuple[int, ...]:
+    return tuple(_plain(int)(item) for item in _plain(list)(value))
+
+
+def _numbers(value: Any) -> dict[str, Any]:
+    def number(item: Any) -> Any:
+        return item if isinstance(item, bool | int) else _float(item)
+
+    return {_plain(str)(key): number(item) for key, item in _plain(dict)(value).items()}
+
+
+_READERS: dict[Any, Callable[[Any], Any]] = {
+    types.NoneType: _plain(types.NoneType),
+    str: _plain(str),
+    int: _plain(int),
+    float: _float,
+    tuple: _integers,
+    dict: _numbers,
+}

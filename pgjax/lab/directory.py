@@ -1,0 +1,116 @@
+"""A run's directory: where each thing stands, how it is made and how it is found again."""
+
+import itertools
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from pgjax.lab import config as configs
+from pgjax.lab.config import Config
+
+
+class Directory(NamedTuple):
+    """Where a run keeps what it leaves."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config, the first thing written."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One line an update and seed, the same bits whenever the run is repeated."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def timings(self) -> Path:
+        """One line a call: what depends on the machine."""
+        return self.path / "timings.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder a checkpoint, named by its update."""
+        return self.path / "checkpoints"
+
+    @property
+    def figure(self) -> Path:
+        """The learning curve."""
+        return self.path / "learning_curve.png"
+
+    @property
+    def evaluation(self) -> Path:
+        """How the final policy did; the last thing written, so it marks a finished run."""
+        return self.path / "evaluation.json"
+
+
+def vacant(config: Config) -> None:
+    """Refuses a config whose directory exists or cannot be made.
+
+    Raises:
+      ValueError: names the directory.
+    """
+    parent = Path(config.directory)
+    if config.name is not None and (parent / config.name).exists():
+        raise ValueError(
+            f"run directory {parent / config.name} exists; choose another --name, or continue it "
+            f"with --resume {parent / config.name}"
+        )
+    for folder in (parent, *parent.parents):
+        if folder.exists():
+            if not folder.is_dir() or not os.access(folder, os.W_OK):
+                raise ValueError(f"directory={config.directory!r} cannot be written to")
+            return
+
+
+def create(config: Config) -> Directory:
+    """Makes the directory of a new run and saves its config there.
+
+    Raises:
+      ValueError: a directory of that name exists.
+    """
+    vacant(config)
+    for name in _names(config):
+        path = Path(config.directory) / name
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        made = Directory(path)
+        write(made.config, configs.dump(config))
+        return made
+    raise ValueError(f"run directory {Path(config.directory) / str(config.name)} exists")
+
+
+def find(path: str | Path) -> tuple[Directory, Config]:
+    """The directory of a run that exists, and its config.
+
+    Raises:
+      ValueError: there is no run, or its config cannot be read.
+    """
+    found = Directory(Path(path))
+    if not found.path.is_dir():
+        raise ValueError(f"no run at {path}: no such directory")
+    if not found.config.is_file():
+        raise ValueError(f"no run at {path}: it holds no {found.config.name}")
+    return found, configs.load(found.config)
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def _names(config: Config):
+    """Names to try in turn: the given one, or one made from choices and time, then numbered."""
+    if config.name is not None:
+        yield config.name
+        return
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{config.env}-{config.form}-{config.baseline}-{stamp}"
+    yield name
+    yield from (f"{name}-{count}" for count in itertools.count(2))

@@ -1,0 +1,411 @@
+"""Policies and value functions: pure functions of parameters and observations."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from gymnax.environments import spaces
+
+from pgjax import checks, distributions
+from pgjax.distributions import Distribution
+
+Params = Any
+Carry = Any
+
+
+class Policy(NamedTuple):
+    """A distribution over actions given what was observed.
+
+    `step` acts on one observation, `unroll` evaluates a sequence of T for learning; for policies
+    without memory the carry is `()` and the T observations may be any batch.
+    """
+
+    init: Callable[[chex.PRNGKey, chex.Array], Params]  # (key, obs [*O]) -> params
+    initial_state: Callable[[], Carry]  # () -> carry; () without memory
+    step: Callable[..., tuple[Carry, Distribution]]  # (params, carry, obs [*O]) -> (carry, dist)
+    unroll: Callable[..., Distribution]  # (params, carry, obs [T, *O], boundary [T]) -> dist of T
+
+
+class ValueFunction(NamedTuple):
+    """The expected return from an observation on."""
+
+    init: Callable[[chex.PRNGKey, chex.Array], Params]  # (key, obs [*O]) -> params
+    apply: Callable[[Params, chex.Array], chex.Array]  # (params, obs [*O]) -> []
+
+
+class Head(NamedTuple):
+    """From the outputs of a network to a distribution.
+
+    The last `num_free` outputs are parameters of their own that do not see the observation.
+    """
+
+    num_outputs: int
+    num_free: int
+    distribution: Callable[[chex.Array], Distribution]  # [num_outputs + num_free] -> dist
+
+
+class Network(nn.Module):
+    """Multilayer perceptron; without hidden layers, a linear map.
+
+    Hidden weights are scaled normals, never orthogonal: their QR factorisation, vmapped over
+    seeds, can deadlock jaxlib's CPU thread pool.
+    """
+
+    hidden: Sequence[int]
+    num_outputs: int
+    num_free: int = 0
+    free_value: float = 0.0
+    activation: Callable[[chex.Array], chex.Array] = nn.tanh
+    output_scale: float = 0.01
+
+    @nn.compact
+    def __call__(self, x: chex.Array) -> chex.Array:
+        dtype = jnp.result_type(float)
+        for width in self.hidden:
+            kernel = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+            x = self.activation(nn.Dense(width, kernel_init=kernel, param_dtype=dtype)(x))
+        kernel = nn.initializers.variance_scaling(self.output_scale**2, "fan_in", "normal")
+        x = nn.Dense(self.num_outputs, kernel_init=kernel, param_dtype=dtype)(x)
+        if not self.num_free:
+            return x
+        start = nn.initializers.constant(self.free_value)
+        free = self.param("free", start, (self.num_free,), dtype)
+        return jnp.concatenate([x, free])
+
+
+ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "silu": nn.silu, "gelu": nn.gelu}
+
+
+def ravel(obs: chex.Array) -> chex.Array:
+    """Features of an array observation: its entries, as floats."""
+    return jnp.ravel(obs).astype(jnp.result_type(float))
+
+
+def one_hot(num: int) -> Callable[[chex.Array], chex.Array]:
+    """Features of an index below `num`: a unit vector."""
+    return lambda obs: jax.nn.one_hot(obs, num, dtype=jnp.result_type(float))
+
+
+def memoryless(
+    init: Callable[[chex.PRNGKey, chex.Array], Params],
+    apply: Callable[[Params, chex.Array], Distribution],
+) -> Policy:
+    """Policy that looks at one observation only.
+
+    Args:
+      init: `(key, obs) -> params`.
+      apply: `(params, obs [*O]) -> distribution`.
+    """
+    return Policy(
+        init=init,
+        initial_state=lambda: (),
+        step=lambda params, carry, obs: (carry, apply(params, obs)),
+        unroll=lambda params, carry, obs, boundary: jax.vmap(apply, (None, 0))(params, obs),
+    )
+
+
+def tabular(num_states: int, num_actions: int) -> Policy:
+    """Softmax over a table of logits: pi(a | s) = exp(theta[s, a]) / sum_b exp(theta[s, b]).
+
+    Args:
+      num_states: number of observations, S; an observation is an int32 index `[]`.
+      num_actions: A.
+
+    Returns:
+      Policy whose params are the logits `[S, A]`, zero at first: the uniform policy.
+    """
+    checks.at_least("num_states", num_states, 1)
+    checks.at_least("num_actions", num_actions, 1)
+    return memoryless(
+        init=lambda key, obs: jnp.zeros((num_states, num_actions)),
+        apply=lambda params, obs: distributions.categorical(params[obs]),
+    )
+
+
+def mlp(
+    head: Head,
+    *,
+    hidden: Sequence[int] = (64, 64),
+    activation: str = "tanh",
+    features: Callable[[chex.Array], chex.Array] = ravel,
+    free_value: float = 0.0,
+) -> Policy:
+    """Multilayer perceptron from features of the observation to the parameters of a distribution.
+
+    Args:
+      head: what the outputs mean; `categorical_head` and the like.
+      hidden: widths of the hidden layers.
+      activation: a name in `ACTIVATIONS`.
+      features: `obs [*O] -> [F]`.
+      free_value: where the outputs that do not see the observation start.
+
+    Raises:
+      ValueError: an unknown activation or a width below one.
+    """
+    network = _network(hidden, activation, head.num_outputs, head.num_free, free_value)
+    return memoryless(
+        init=lambda key, obs: network.init(key, features(obs)),
+        apply=lambda params, obs: head.distribution(network.apply(params, features(obs))),
+    )
+
+
+def linear(
+    head: Head,
+    *,
+    features: Callable[[chex.Array], chex.Array] = ravel,
+    free_value: float = 0.0,
+) -> Policy:
+    """Linear map, with bias, from features of the observation to the parameters; see `mlp`."""
+    return mlp(head, hidden=(), features=features, free_value=free_value)
+
+
+def mlp_value(
+    *,
+    hidden: Sequence[int] = (64, 64),
+    activation: str = "tanh",
+    features: Callable[[chex.Array], chex.Array] = ravel,
+) -> ValueFunction:
+    """Multilayer perceptron from features of the observation to a value; linear without hidden."""
+    network = _network(hidden, activation, num_outputs=1)
+    return ValueFunction(
+        init=lambda key, obs: network.init(key, features(obs)),
+        apply=lambda params, obs: network.apply(params, features(obs))[0],
+    )
+
+
+def tabular_value(num_states: int) -> ValueFunction:
+    """A table of values `[S]`, zero at first."""
+    checks.at_least("num_states", num_states, 1)
+    return ValueFunction(
+        init=lambda key, obs: jnp.zeros(num_states),
+        apply=lambda params, obs: params[obs],
+    )
+
+
+class Greedy(NamedTuple):
+    """All of a distribution's mass on its mode."""
+
+    distribution: Any
+
+    def sample(self, key):
+        return self.distribution.mode()
+
+    def log_prob(self, x):
+        return jnp.zeros(self.distribution.batch_shape)
+
+    def entropy(self):
+        return jnp.zeros(self.distribution.batch_shape)
+
+    def mode(self):
+        return self.distribution.mode()
+
+    @property
+    def batch_shape(self):
+        return self.distribution.batch_shape
+
+    def squash(self, x):
+        return self.distribution.squash(x)
+
+    @property
+    def support(self):
+        return self.distribution.support
+
+
+def greedy(policy: Policy) -> Policy:
+    """The policy that always takes the mode, for evaluation."""
+
+    def step(params, carry, obs):
+        carry, distribution = policy.step(params, carry, obs)
+        return carry, Greedy(distribution)
+
+    def unroll(params, carry, obs, boundary):
+        return Greedy(policy.unroll(params, carry, obs, boundary))
+
+    return policy._replace(step=step, unroll=unroll)
+
+
+def categorical_head(num_actions: int) -> Head:
+    """Logits of a categorical over `num_actions`."""
+    return Head(num_actions, 0, distributions.categorical)
+
+
+def bernoulli_head() -> Head:
+    """Logit of one Bernoulli."""
+    return Head(1, 0, lambda outputs: distributions.bernoulli(outputs[0]))
+
+
+def normal_head(shape: Sequence[int], centre: Any = 0.0, half_range: Any = 1.0) -> Head:
+    """Normal action of a shape, in units of the half range around the centre.
+
+    The mean is an output of the network, the log standard deviation a free parameter.
+    """
+    size = math.prod(shape)
+
+    def distribution(outputs):
+        loc, log_std = outputs[:size].reshape(shape), outputs[size:].reshape(shape)
+        normal = distributions.normal(centre + half_range * loc, half_range * jnp.exp(log_std))
+        return _event(normal, shape)
+
+    return Head(size, size, distribution)
+
+
+def tanh_normal_head(shape: Sequence[int]) -> Head:
+    """Normal squashed by tanh: mean from the network, log standard deviation free."""
+    size = math.prod(shape)
+
+    def distribution(outputs):
+        loc, log_std = outputs[:size].reshape(shape), outputs[size:].reshape(shape)
+        return _event(distributions.tanh_normal(loc, jnp.exp(log_std)), shape)
+
+    return Head(size, size, distribution)
+
+
+def beta_head(shape: Sequence[int]) -> Head:
+    """Beta with both concentrations above one, so that it has a single mode inside."""
+    size = math.prod(shape)
+
+    def distribution(outputs):
+        alpha, beta = 1 + jax.nn.softplus(outputs).reshape(2, *shape)
+        return _event(distributions.beta(alpha, beta), shape)
+
+    return Head(2 * size, 0, distribution)
+
+
+POLICIES = {
+    "tabular": "a softmax table, for discrete observations and actions",
+    "linear": "a linear map of the observation",
+    "mlp": "a multilayer perceptron of the observation",
+}
+"""Kinds of policy and value function `make` and `make_value` know."""
+
+DISTRIBUTIONS = {
+    "auto": "categorical for discrete actions, normal for continuous ones",
+    "categorical": "discrete actions",
+    "bernoulli": "two discrete actions from one logit",
+    "normal": "continuous actions, clipped to their bounds before the environment",
+    "tanh_normal": "continuous bounded actions, squashed by tanh",
+    "beta": "continuous bounded actions",
+}
+"""Action distributions `make` knows."""
+
+
+def make(
+    kind: str,
+    env: Any,
+    env_params: Any,
+    *,
+    distribution: str = "auto",
+    hidden: Sequence[int] = (64, 64),
+    activation: str = "tanh",
+    initial_log_std: float = 0.0,
+) -> Policy:
+    """A policy that fits an environment's observations and actions.
+
+    Args:
+      kind: a name in `POLICIES`.
+      env: a gymnax environment.
+      env_params: its parameters.
+      distribution: a name in `DISTRIBUTIONS`.
+      hidden: widths of the hidden layers of `mlp`.
+      activation: a name in `ACTIVATIONS`.
+      initial_log_std: log standard deviation at first of `normal` (in units of half the action
+        range, where that is finite) and `tanh_normal`.
+
+    Raises:
+      ValueError: unknown names, or a policy that does not fit the spaces.
+    """
+    checks.choice("policy", kind, POLICIES)
+    checks.choice("distribution", distribution, DISTRIBUTIONS)
+    obs_space, space = env.observation_space(env_params), env.action_space(env_params)
+    if kind == "tabular":
+        if distribution not in ("auto", "categorical"):
+            raise ValueError(f"distribution={distribution!r} does not go with policy='tabular'")
+        _check_tabular(env, obs_space)
+        if not isinstance(space, spaces.Discrete):
+            raise ValueError(f"policy='tabular' needs discrete actions; {env.name} has {space}")
+        return tabular(obs_space.n, space.n)
+    head = _head(env.name, space, distribution)
+    features = _features(obs_space)
+    if kind == "linear":
+        return linear(head, features=features, free_value=initial_log_std)
+    return mlp(
+        head,
+        hidden=hidden,
+        activation=activation,
+        features=features,
+        free_value=initial_log_std,
+    )
+
+
+def make_value(
+    kind: str,
+    env: Any,
+    env_params: Any,
+    *,
+    hidden: Sequence[int] = (64, 64),
+    activation: str = "tanh",
+) -> ValueFunction:
+    """A value function that fits an environment's observations; arguments as in `make`."""
+    checks.choice("policy", kind, POLICIES)
+    obs_space = env.observation_space(env_params)
+    if kind == "tabular":
+        _check_tabular(env, obs_space)
+        return tabular_value(obs_space.n)
+    hidden = () if kind == "linear" else hidden
+    return mlp_value(hidden=hidden, activation=activation, features=_features(obs_space))
+
+
+def _network(hidden, activation, num_outputs, num_free=0, free_value=0.0) -> Network:
+    checks.choice("activation", activation, ACTIVATIONS)
+    for width in hidden:
+        checks.at_least("hidden", width, 1)
+    return Network(
+        hidden=tuple(hidden),
+        num_outputs=num_outputs,
+        num_free=num_free,
+        free_value=free_value,
+        activation=ACTIVATIONS[activation],
+    )
+
+
+def _event(distribution: Distribution, shape: Sequence[int]) -> Distribution:
+    for _ in shape:
+        distribution = distributions.independent(distribution)
+    return distribution
+
+
+def _features(obs_space):
+    return one_hot(obs_space.n) if isinstance(obs_space, spaces.Discrete) else ravel
+
+
+def _check_tabular(env, obs_space) -> None:
+    if not isinstance(obs_space, spaces.Discrete):
+        raise ValueError(
+            f"policy='tabular' needs discrete observations; {env.name} has {obs_space}"
+        )
+
+
+def _head(env_name: str, space: spaces.Space, distribution: str) -> Head:
+    if isinstance(space, spaces.Discrete):
+        if distribution in ("auto", "categorical"):
+            return categorical_head(space.n)
+        if distribution == "bernoulli" and space.n == 2:
+            return bernoulli_head()
+    elif isinstance(space, spaces.Box):
+        bounded = bool(jnp.all(jnp.isfinite(space.low)) and jnp.all(jnp.isfinite(space.high)))
+        if distribution in ("auto", "normal"):
+            if not bounded:
+                return normal_head(space.shape)
+            low, high = jnp.asarray(space.low), jnp.asarray(space.high)
+            return normal_head(space.shape, (high + low) / 2, (high - low) / 2)
+        if distribution == "tanh_normal" and bounded:
+            return tanh_normal_head(space.shape)
+        if distribution == "beta" and bounded:
+            return beta_head(space.shape)
+    raise ValueError(
+        f"distribution={distribution!r} does not fit the actions of {env_name}, {space}"
+    )

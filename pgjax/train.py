@@ -1,0 +1,128 @@
+"""Ascending a gradient with optax: `init`, `step` and a scan of steps."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from pgjax.score import GradientFn, Metrics, Params
+
+
+class StatefulGradientFn(NamedTuple):
+    """A gradient that carries something from step to step: environments, a running baseline."""
+
+    init: Callable[[chex.PRNGKey, Params], Any]  # (key, params) -> state
+    step: Callable[..., tuple[Params, Any, Metrics]]  # (key, params, state) -> (grad, state, metrics)
+
+
+class TrainState(NamedTuple):
+    """All that training carries; a checkpoint holds exactly this."""
+
+    params: Params
+    opt_state: optax.OptState
+    gradient_state: Any  # () for a plain `GradientFn`
+    step: chex.Array  # [] int32, updates made or skipped
+    skipped: chex.Array  # [] int32, updates skipped because the gradient was not finite
+
+
+def init(
+    key: chex.PRNGKey,
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    gradient_fn: GradientFn | StatefulGradientFn | None = None,
+) -> TrainState:
+    """State before the first step.
+
+    Args:
+      key: for the state of the gradient, where it has one.
+      params: where to start.
+      optimizer: any optax transformation.
+      gradient_fn: needed only where the gradient carries state.
+    """
+    stateful = isinstance(gradient_fn, StatefulGradientFn)
+    return TrainState(
+        params=params,
+        opt_state=optimizer.init(params),
+        gradient_state=gradient_fn.init(key, params) if stateful else (),
+        step=jnp.int32(0),
+        skipped=jnp.int32(0),
+    )
+
+
+def step(
+    key: chex.PRNGKey,
+    state: TrainState,
+    gradient_fn: GradientFn | StatefulGradientFn,
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, Metrics]:
+    """One step uphill.
+
+        theta <- theta + optimizer(gradient)
+
+    Gradients ascend and optax descends: the sign is turned here and nowhere else. A gradient with
+    any entry not finite is skipped, leaving params and optimiser as they were, and counted.
+
+    Args:
+      key: the key of the run; the step's own key is `fold_in(key, state.step)`, so that a run
+        picked up from a saved state goes on exactly as if it had never stopped.
+      state: where training stands.
+      gradient_fn: the gradient to follow.
+      optimizer: the optax transformation `state` was made with.
+
+    Returns:
+      The next state, and the gradient's metrics with `gradient_norm` and `finite` (bool).
+    """
+    key = jax.random.fold_in(key, state.step)
+    gradient, gradient_state, metrics = _lift(gradient_fn).step(
+        key, state.params, state.gradient_state
+    )
+    descent = jax.tree.map(jnp.negative, gradient)
+    updates, opt_state = optimizer.update(descent, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    finite = _all_finite(gradient)
+    params, opt_state, gradient_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (params, opt_state, gradient_state),
+        (state.params, state.opt_state, state.gradient_state),
+    )
+    metrics = metrics | {"gradient_norm": optax.global_norm(gradient), "finite": finite}
+    skipped = state.skipped + ~finite
+    return TrainState(params, opt_state, gradient_state, state.step + 1, skipped), metrics
+
+
+def train(
+    key: chex.PRNGKey,
+    state: TrainState,
+    gradient_fn: GradientFn | StatefulGradientFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_steps: int,
+) -> tuple[TrainState, Metrics]:
+    """`num_steps` steps uphill, as one scan; metrics are stacked `[num_steps]`.
+
+    Called again with the state it returned and the same key, it goes on where it stopped.
+    """
+
+    def scan_step(state, _):
+        return step(key, state, gradient_fn, optimizer)
+
+    return jax.lax.scan(scan_step, state, length=num_steps)
+
+
+def _lift(gradient_fn: GradientFn | StatefulGradientFn) -> StatefulGradientFn:
+    """A plain gradient as one with an empty state."""
+    if isinstance(gradient_fn, StatefulGradientFn):
+        return gradient_fn
+
+    def step(key, params, state):
+        gradient, metrics = gradient_fn(key, params)
+        return gradient, state, metrics
+
+    return StatefulGradientFn(lambda key, params: (), step)
+
+
+def _all_finite(tree: Any) -> chex.Array:
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
