@@ -136,7 +136,7 @@ class Normal(NamedTuple):
 class TanhNormal(NamedTuple):
     """Law of tanh(u) with u normal, element by element, in terms of u.
 
-    Samples are values of u, *before* the tanh: in float32 tanh(u) rounds to 1 from u = 9.1 on, and
+    Samples are values of u, *before* the tanh: in float32 tanh(u) rounds to 1 from u = 9 on, and
     its log-probability is lost. `log_prob(u)` is the log-density of tanh(u), not of u, and
     `entropy` that of tanh(u). Haarnoja et al. 2018 (SAC), appendix C.
     """

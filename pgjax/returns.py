@@ -36,14 +36,8 @@ def discounted_sum(x: chex.Array, rate: chex.Numeric) -> chex.Array:
         `[..., T]` the sums y.
     """
     x, rate = _align([x], [rate])
-
-    def step(following, x_and_rate):
-        x_t, rate_t = x_and_rate
-        y_t = x_t + rate_t * following
-        return y_t, y_t
-
     time_first = (jnp.moveaxis(x, -1, 0), jnp.moveaxis(rate, -1, 0))
-    _, y = jax.lax.scan(step, jnp.zeros_like(x[..., 0]), time_first, reverse=True)
+    _, y = jax.lax.scan(_add_following, jnp.zeros_like(x[..., 0]), time_first, reverse=True)
     return jnp.moveaxis(y, 0, -1)
 
 
@@ -212,6 +206,13 @@ def vtrace(
     residual = jnp.minimum(clip_rho, rho) * td_residual(reward, value, next_value, discount)
     trace = lambda_ * jnp.minimum(clip_c, rho) * _continues(boundary, reward)
     return value + discounted_sum(residual, discount * trace)
+
+
+def _add_following(following, x_and_rate):
+    """One step of `discounted_sum`; a closure would be compiled anew on every eager call."""
+    x, rate = x_and_rate
+    y = x + rate * following
+    return y, y
 
 
 def _align(series: list[chex.Array], rates: list[chex.Numeric]) -> list[chex.Array]:

@@ -51,8 +51,7 @@ def episodes(
       horizon: steps a row, T; a row cut there is truncated.
 
     Returns:
-      A `Trajectory` of `[N, T, ...]`. Where `mask` is zero, entries mean nothing but are finite;
-      rewards and flags there are zero.
+      A `Trajectory` of `[N, T, ...]`, zero wherever `mask` is zero.
 
     Raises:
       ValueError: `num_episodes` or `horizon` below one.
@@ -61,7 +60,6 @@ def episodes(
     checks.at_least("horizon", horizon, 1)
     step_row = _row_step(env, env_params)
     act = jax.vmap(policy.step, (None, 0, 0))
-    space = env.action_space(env_params)
 
     def step(carry, time):
         state, obs, policy_state, live = carry
@@ -69,20 +67,19 @@ def episodes(
         policy_state, distribution = act(params, policy_state, obs)
         action = distribution.sample(action_key)
         next_obs, next_state, reward, terminated, truncated = jax.vmap(step_row)(
-            jax.random.split(env_key, num_episodes),
-            state,
-            to_action(space, distribution, action),
+            jax.random.split(env_key, num_episodes), state, distribution, action
         )
         truncated |= (time == horizon - 1) & ~terminated
         record = Trajectory(
             obs=obs,
             action=action,
             log_prob=distribution.log_prob(action),
-            reward=jnp.where(live, reward, 0),
-            terminated=terminated & live,
-            truncated=truncated & live,
-            mask=live.astype(reward.dtype),
+            reward=reward,
+            terminated=terminated,
+            truncated=truncated,
+            mask=jnp.ones_like(reward),
         )
+        record = _keep(record, jax.tree.map(jnp.zeros_like, record), live)
         state, obs = _keep((next_state, next_obs), (state, obs), live)
         return (state, obs, policy_state, live & ~(terminated | truncated)), record
 
@@ -97,8 +94,10 @@ def episodes(
 
 def _row_step(env, env_params):
     """One environment step of one row, without gymnax's automatic reset."""
+    space = env.action_space(env_params)
 
-    def step(key, state, action):
+    def step(key, state, distribution, sample):
+        action = to_action(space, distribution, sample)
         obs, state, reward, terminated, _ = env.step_env(key, state, action, env_params)
         truncated = env.is_truncated(state, env_params)
         reward = jnp.asarray(reward, jnp.result_type(float))

@@ -88,7 +88,7 @@ def step(
         (params, opt_state, gradient_state),
         (state.params, state.opt_state, state.gradient_state),
     )
-    metrics = metrics | {"gradient_norm": optax.global_norm(gradient), "finite": finite}
+    metrics = metrics | {"gradient_norm": optax.tree.norm(gradient), "finite": finite}
     skipped = state.skipped + ~finite
     return TrainState(params, opt_state, gradient_state, state.step + 1, skipped), metrics
 

@@ -1,8 +1,8 @@
 """The state of a run on disk: orbax checkpoints, each sealed so that it proves whole and its own.
 
-Orbax writes a checkpoint beside its place and then moves it there: a kill leaves a whole one or
-none. The seal travels in the same move; it names the run and holds a digest of every array, so
-bytes that change later are noticed even where the file format would not notice.
+A checkpoint is written beside its place and then moved there: a kill leaves a whole one or none.
+Its seal names the run and holds a digest of every file, so that damage is noticed before anything
+is read from it, even where the file format would not notice.
 """
 
 import hashlib
@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+
+SEAL = "seal.json"
 
 
 def save(directory: Path, update: int, state: Any, identity: str, *, keep: int = 3) -> None:
@@ -27,29 +30,26 @@ def save(directory: Path, update: int, state: Any, identity: str, *, keep: int =
       identity: names the run the state belongs to.
       keep: number of checkpoints that stay.
     """
-    names, leaves = _flatten(state)
-    seal = {"identity": identity, "leaves": [*zip(names, map(_describe, leaves), strict=True)]}
-    seal["digests"] = [_digest(leaf.tobytes()) for leaf in leaves]
-    items = ocp.args.Composite(
-        state=ocp.args.StandardSave(leaves),
-        seal=ocp.args.JsonSave({"text": json.dumps(seal), "digest": _digest(json.dumps(seal))}),
-    )
+    part, whole = directory / ".part", directory / str(update)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
     with _checkpointer() as checkpointer:
-        checkpointer.save(_folder(directory, update), items, force=True)
+        checkpointer.save(_arrays(part), args=ocp.args.StandardSave(_leaves(state)))
+    _seal(part, identity, state)
+    shutil.rmtree(whole, ignore_errors=True)
+    part.rename(whole)
     for old in updates(directory)[keep:]:
-        shutil.rmtree(_folder(directory, old))
-    for torn in directory.glob("*orbax-checkpoint-tmp*"):
-        shutil.rmtree(torn)
+        shutil.rmtree(directory / str(old))
 
 
 def updates(directory: Path) -> list[int]:
-    """The updates checkpoints stand for, newest first."""
+    """The updates that have checkpoints, newest first."""
     folders = directory.iterdir() if directory.is_dir() else ()
     return sorted((int(folder.name) for folder in folders if folder.name.isdigit()), reverse=True)
 
 
 def restore(directory: Path, template: Any, identity: str) -> tuple[int, Any] | None:
-    """The newest intact checkpoint, if there is any checkpoint at all.
+    """The newest intact checkpoint, or None where there are no checkpoints.
 
     A damaged one is passed over with a warning.
 
@@ -59,91 +59,93 @@ def restore(directory: Path, template: Any, identity: str) -> tuple[int, Any] | 
       identity: names the run the state must belong to.
 
     Returns:
-      Updates done and the state, in the template's structure; None without checkpoints.
+      Updates done and the state.
 
     Raises:
       ValueError: a checkpoint belongs to another run, or none is intact.
     """
     found = updates(directory)
     for update in found:
-        folder = _folder(directory, update)
-        try:
-            return update, _open(folder, template, identity)
-        except _DamagedError as damage:
-            warnings.warn(f"passed over the damaged checkpoint {folder}: {damage}", stacklevel=2)
+        folder = directory / str(update)
+        seal = _intact_seal(folder)
+        if seal is None:
+            warnings.warn(f"passed over the damaged checkpoint {folder}", stacklevel=2)
+        elif seal["identity"] != identity or seal["arrays"] != _describe(template):
+            raise ValueError(f"checkpoint {folder} does not belong to this run")
+        else:
+            return update, _open(folder, template)
     if found:
         raise ValueError(f"no checkpoint in {directory} can be read: all are damaged")
     return None
 
 
-class _DamagedError(Exception):
-    """A checkpoint is not what was saved."""
+def _open(folder: Path, template: Any) -> Any:
+    like, structure = jax.tree.flatten(template)
+    with _checkpointer() as checkpointer:
+        leaves = checkpointer.restore(
+            _arrays(folder), args=ocp.args.StandardRestore(_leaves(template))
+        )
+    return jax.tree.unflatten(structure, map(_as, like, leaves))
 
 
-def _open(folder: Path, template: Any, identity: str) -> Any:
-    names, leaves = _flatten(template)
-    seal = _read_seal(folder)
-    expected = [[name, _describe(leaf)] for name, leaf in zip(names, leaves, strict=True)]
-    if seal["identity"] != identity or seal["leaves"] != expected:
-        raise ValueError(f"checkpoint {folder} does not belong to this run")
-    restored = _read_item(folder, "state", ocp.args.StandardRestore(leaves))
-    if [_digest(leaf.tobytes()) for leaf in restored] != seal["digests"]:
-        raise _DamagedError("its arrays are not the ones that were saved")
-    return _unflatten(template, restored)
+def _seal(folder: Path, identity: str, state: Any) -> None:
+    content = {"identity": identity, "arrays": _describe(state), "files": _digests(folder)}
+    sealed = {"content": content, "digest": _digest(json.dumps(content).encode())}
+    (folder / SEAL).write_text(json.dumps(sealed), encoding="utf-8")
 
 
-def _read_seal(folder: Path) -> dict[str, Any]:
-    sealed = _read_item(folder, "seal", ocp.args.JsonRestore())
-    if not isinstance(sealed, dict) or sealed.get("digest") != _digest(str(sealed.get("text"))):
-        raise _DamagedError("its seal is broken")
-    return json.loads(sealed["text"])
-
-
-def _read_item(folder: Path, name: str, how: Any) -> Any:
+def _intact_seal(folder: Path) -> dict[str, Any] | None:
+    """What the seal says, if it and every file it vouches for are as they were written."""
     try:
-        with _checkpointer() as checkpointer:
-            return checkpointer.restore(folder, ocp.args.Composite(**{name: how}))[name]
-    # Damage surfaces as whatever the layer that meets it raises: JSON, file system, tensorstore.
-    except Exception as error:
-        raise _DamagedError(f"its {name} cannot be read ({type(error).__name__})") from error
+        sealed = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        content = sealed["content"]
+        whole = sealed["digest"] == _digest(json.dumps(content).encode())
+        return content if whole and content["files"] == _digests(folder) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in _arrays(folder).rglob("*") if path.is_file())
+    return {str(path.relative_to(folder.absolute())): _digest(path.read_bytes()) for path in files}
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler())
 
 
-def _folder(directory: Path, update: int) -> Path:
-    return directory.absolute() / str(update)
+def _arrays(folder: Path) -> Path:
+    # Orbax takes absolute paths only.
+    return folder.absolute() / "arrays"
 
 
-def _flatten(state: Any) -> tuple[list[str], list[Any]]:
-    """Paths and leaves of a pytree, host arrays; a typed key is its data."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return [jax.tree_util.keystr(path) for path, _ in leaves], [_host(leaf) for _, leaf in leaves]
+def _leaves(state: Any) -> list[np.ndarray]:
+    """The leaves on the host; a typed key is its data."""
+    return [
+        np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        for leaf in jax.tree.leaves(state)
+    ]
 
 
-def _host(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+def _describe(state: Any) -> list[str]:
+    """One line a leaf: path, dtype and shape."""
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state)]
+    return [
+        f"{path} {leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in zip(paths, _leaves(state), strict=True)
+    ]
 
 
-def _unflatten(template: Any, leaves: list[np.ndarray]) -> Any:
-    def typed(like: Any, leaf: np.ndarray) -> Any:
-        if not _is_key(like):
-            return leaf
-        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
-
-    likes, structure = jax.tree.flatten(template)
-    return jax.tree.unflatten(structure, map(typed, likes, leaves))
+def _as(like: Any, leaf: np.ndarray) -> Any:
+    """`leaf` as a typed key where `like` is one."""
+    if not _is_key(like):
+        return leaf
+    return jax.random.wrap_key_data(jnp.asarray(leaf), impl=jax.random.key_impl(like))
 
 
 def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _describe(leaf: np.ndarray) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"
-
-
-def _digest(content: str | bytes) -> str:
-    content = content.encode() if isinstance(content, str) else content
-    return hashlib.sha256(content).hexdigest()
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

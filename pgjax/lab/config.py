@@ -21,7 +21,7 @@ class Config:
     env: str = "CartPole-v1"
     """Environment (`pgjax list envs`)."""
     env_params: dict[str, int | float | bool] = dataclasses.field(default_factory=dict)
-    """Overrides of the environment's parameters, as names and values in turn."""
+    """Overrides of its parameters, names and values in turn: gravity 9.0 length 1.0."""
     horizon: int | None = None
     """Steps of the longest episode; None takes the environment's own time limit."""
 

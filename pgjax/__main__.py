@@ -1,0 +1,5 @@
+"""`python -m pgjax`."""
+
+from pgjax.lab.cli import run
+
+run()

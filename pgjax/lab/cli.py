@@ -1,0 +1,211 @@
+"""The command line: `pgjax train`, `evaluate`, `plot` and `list`.
+
+Only what parsing needs is imported here; JAX and the environments wait until a command runs.
+"""
+
+import argparse
+import contextlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+import pgjax
+from pgjax.lab import config as configs
+from pgjax.lab.config import Config
+
+USER_ERROR = 2
+
+
+class _RefusalError(Exception):
+    """What the user asked for cannot be; the message is the one line to say so."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+      argv: arguments after the program's name; None takes the process's own.
+
+    Returns:
+      The exit status: 0, 2 for a mistake of the user's, 128 and the signal's number when stopped.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv == ["--version"]:
+        print(f"pgjax {pgjax.__version__}")
+        return 0
+    with _plain_warnings():
+        try:
+            with _refusing():
+                commands = _commands(_defaults(argv))
+            return tyro.extras.subcommand_cli_from_dict(
+                commands, prog="pgjax", description=DESCRIPTION, args=argv
+            )
+        except _RefusalError as refusal:
+            print(f"pgjax: error: {refusal}", file=sys.stderr)
+            return USER_ERROR
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+DESCRIPTION = """Score-function (policy-gradient) estimators in JAX.
+
+pgjax train, with no arguments, learns CartPole in seconds."""
+
+
+def _commands(defaults: Config) -> dict[str, Callable[..., int]]:
+    """The commands by name; `defaults` is what the flags of `train` override."""
+
+    def train(
+        config: Path | None = None,
+        resume: Path | None = None,
+        settings: tyro.conf.OmitArgPrefixes[Config] = defaults,
+    ) -> int:
+        """Train a policy, or continue a run that was stopped or killed.
+
+        Args:
+          config: YAML file whose values the flags below override.
+          resume: Directory of a run to continue, bit for bit as if it had never stopped.
+          settings: What the run is. Names are those of a YAML file, with dashes.
+        """
+        with _refusing():
+            if resume is not None and (config is not None or settings != Config()):
+                raise ValueError("--resume goes by the run's own config; drop the other flags")
+            from pgjax.lab import run
+
+            ready = run.start(settings) if resume is None else run.resume(resume)
+        if run.is_finished(ready):
+            print(f"{ready.directory.path} is finished: {ready.config.num_updates} updates done")
+            return 0
+        signal = run.follow(ready)
+        return 0 if signal is None else 128 + signal
+
+    return {"train": train, "evaluate": _evaluate, "plot": _plot, "list": _list}
+
+
+def _evaluate(
+    run: tyro.conf.Positional[Path], /, episodes: int = 100, seed: int = 0, greedy: bool = False
+) -> int:
+    """Evaluate the newest checkpoint of a run on fresh episodes.
+
+    Args:
+      run: Directory of the run.
+      episodes: Fresh episodes of each seed of the run.
+      seed: Which fresh episodes; 0 are those of the run's own evaluation.
+      greedy: Act by the mode of the policy instead of by sampling.
+    """
+    with _refusing():
+        from pgjax import checks
+        from pgjax.lab import evaluation
+        from pgjax.lab import run as runs
+
+        checks.at_least("episodes", episodes, 1)
+        checks.at_least("seed", seed, 0)
+        found, progress = runs.load(run)
+    result = evaluation.evaluate(
+        found.experiment,
+        found.keys,
+        progress.state.params,
+        num_episodes=episodes,
+        draw=seed,
+        greedy=greedy,
+    )
+    print(f"{run}, update {progress.update}: {evaluation.describe(result)}")
+    return 0
+
+
+def _plot(
+    runs: tyro.conf.Positional[tuple[Path, ...]], /, output: Path = Path("learning_curves.png")
+) -> int:
+    """Draw the learning curves of runs into one figure.
+
+    Args:
+      runs: Directories of runs.
+      output: The figure; its suffix chooses the format.
+    """
+    with _refusing():
+        if not runs:
+            raise ValueError("plot needs the directory of at least one run")
+        from pgjax.lab import directory, plots
+
+        found = [directory.find(path)[0] for path in runs]
+        labels = _labels([run.path for run in found])
+        plots.learning_curves(dict(zip(labels, (x.metrics for x in found), strict=True)), output)
+    print(output)
+    return 0
+
+
+Registry = Literal["envs", "forms", "baselines", "policies", "distributions"]
+
+
+def _list(what: tyro.conf.Positional[Registry], /) -> int:
+    """List what can be chosen.
+
+    Args:
+      what: Which names to list.
+    """
+    for name, description in _registry(what).items():
+        print(f"{name:<24}{description}".rstrip())
+    return 0
+
+
+def _registry(what: Registry) -> dict[str, str]:
+    if what == "envs":
+        from pgjax import environments
+
+        return dict.fromkeys(environments.names(), "")
+    if what in ("forms", "baselines"):
+        from pgjax import estimators
+
+        registry = estimators.FORMS if what == "forms" else estimators.BASELINES
+        return {name: _first_line(choice) for name, choice in registry.items()}
+    from pgjax import policies
+
+    return policies.POLICIES if what == "policies" else policies.DISTRIBUTIONS
+
+
+def _first_line(function: Callable[..., Any]) -> str:
+    return (function.__doc__ or "").strip().partition("\n")[0]
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """Names of directories; whole paths where names are shared."""
+    names = [path.resolve().name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def _defaults(argv: Sequence[str]) -> Config:
+    """What the flags of `train` override: the file given with --config, if any."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config")
+    try:
+        path = parser.parse_known_args(argv)[0].config
+    except argparse.ArgumentError:
+        path = None
+    return Config() if path is None else configs.load(path)
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """Turns what is wrong with the user's choices into one line; errors of ours stay errors."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise _RefusalError(" ".join(str(error).split())) from error
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Shows warnings as one line each, without the code that gave them."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"pgjax: warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before

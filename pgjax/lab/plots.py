@@ -1,0 +1,73 @@
+"""Learning curves."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from pgjax.lab import records, statistics
+
+# Okabe and Ito's palette, told apart by the colour-blind, and by lightness in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+STYLES = ("-", "--", "-.", ":")
+POINTS = 256
+
+
+def learning_curves(metrics: Mapping[str, Path], output: Path) -> None:
+    """Draws the learning curves of runs into one figure.
+
+    Args:
+      metrics: label of a run -> its file of metrics.
+      output: the figure; its suffix chooses the format.
+
+    Raises:
+      ValueError: records that are missing or broken, or a format matplotlib does not know.
+    """
+    curves = {label: records.curves(path) for label, path in metrics.items()}
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    try:
+        for index, (label, curve) in enumerate(curves.items()):
+            _draw(axes, label, curve["env_steps"], curve["return"], index)
+        axes.set_xlabel("environment steps of one seed")
+        axes.set_ylabel("return of an episode")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize="small")
+        # Written beside its place and moved there: a figure is whole or it is not there.
+        part = output.with_name(f".part-{output.name}")
+        figure.savefig(part, dpi=150)
+        part.replace(output)
+    finally:
+        plt.close(figure)
+
+
+def common_grid(env_steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Curves of seeds at the same numbers of environment steps, by linear interpolation.
+
+    Seeds take different numbers of steps an update; the grid spans what all of them reached.
+
+    Args:
+      env_steps: `[seeds, updates]`, increasing.
+      values: `[seeds, updates]`.
+
+    Returns:
+      The grid `[points]`, and the values on it `[seeds, points]`.
+    """
+    start, end = env_steps[:, 0].max(), env_steps[:, -1].min()
+    grid = np.linspace(start, max(start, end), max(POINTS, env_steps.shape[1]))
+    pairs = zip(env_steps, values, strict=True)
+    return grid, np.stack([np.interp(grid, steps, value) for steps, value in pairs])
+
+
+def _draw(axes: Axes, label: str, env_steps: np.ndarray, values: np.ndarray, index: int) -> None:
+    colour = COLOURS[index % len(COLOURS)]
+    grid, on_grid = common_grid(env_steps, values)
+    summary = statistics.summarise(on_grid)
+    seeds = len(values)
+    over = "1 seed" if seeds == 1 else f"{statistics.centre_name(seeds)} of {seeds} seeds"
+    style = STYLES[index % len(STYLES)]
+    axes.plot(grid, summary.centre, style, color=colour, label=f"{label} ({over})")
+    if seeds > 1:
+        axes.fill_between(grid, summary.low, summary.high, color=colour, alpha=0.2, linewidth=0)

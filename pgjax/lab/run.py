@@ -1,0 +1,232 @@
+"""A run from start to finish: train, record, checkpoint, evaluate, draw."""
+
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from pgjax.lab import checkpoints, directory, evaluation, experiment, interrupts, plots, records
+from pgjax.lab.config import Config
+from pgjax.lab.directory import Directory
+from pgjax.lab.experiment import Experiment, Keys
+from pgjax.train import TrainState
+
+
+class Progress(NamedTuple):
+    """How far a run has come; arrays lead with an axis of seeds."""
+
+    update: int
+    state: TrainState
+    env_steps: np.ndarray  # [seeds] int64
+    skipped: np.ndarray  # [seeds] updates whose gradient was not finite
+
+
+class Run(NamedTuple):
+    """A run that is ready to go: all checked, nothing trained yet by this process."""
+
+    directory: Directory
+    config: Config
+    experiment: Experiment  # over seeds
+    keys: Keys
+    restored: Progress | None  # None at the start
+
+
+def start(config: Config) -> Run:
+    """Checks a config, then makes the directory of its run.
+
+    Raises:
+      ValueError: a choice that cannot be, or a directory that exists; nothing is written then.
+    """
+    directory.vacant(config)
+    trainer = experiment.over_seeds(experiment.build(config))
+    keys = experiment.keys(config)
+    # Tracing finds what does not fit together, and compiling uses the trace again.
+    state = jax.eval_shape(trainer.init, keys.init)
+    trainer.train.trace(keys.train, state, num_steps=next(_sizes(config, 0)))
+    return Run(directory.create(config), config, trainer, keys, None)
+
+
+def resume(path: str | Path) -> Run:
+    """A run picked up at its newest intact checkpoint, or at its start without one.
+
+    Raises:
+      ValueError: there is no run, or its checkpoints are not its own or all damaged.
+    """
+    found, config = directory.find(path)
+    trainer = experiment.over_seeds(experiment.build(config))
+    keys = experiment.keys(config)
+    return Run(found, config, trainer, keys, _restore(found, config, trainer, keys))
+
+
+def load(path: str | Path) -> tuple[Run, Progress]:
+    """A run to look at, and how far it has come.
+
+    Raises:
+      ValueError: there is no run, or it has no checkpoint that can be used.
+    """
+    run = resume(path)
+    if run.restored is None:
+        raise ValueError(f"run {run.directory.path} has no checkpoint yet")
+    return run, run.restored
+
+
+def is_finished(run: Run) -> bool:
+    """Whether nothing is left to do."""
+    done = run.restored is not None and run.restored.update >= run.config.num_updates
+    return done and run.directory.evaluation.is_file()
+
+
+def follow(run: Run) -> int | None:
+    """Carries a run to its end, or to a first Ctrl-C or SIGTERM.
+
+    The last finished call is always saved. Screen: a progress bar, what was noticed, the
+    evaluation, and where things are.
+
+    Returns:
+      The number of the signal that stopped it; None at the end.
+    """
+    say = lambda text: print(text, flush=True)
+    with interrupts.noted() as signals, ThreadPoolExecutor(1) as worker:
+        # XLA compiles without holding Python up, so the smaller programs compile beside it.
+        beginning = worker.submit(_begin, run)
+        ready = worker.submit(_compile_evaluation, run)
+        progress = _train(run, beginning, signals)
+        if signals:
+            say(f"stopped after update {progress.update} of {run.config.num_updates}")
+            say(f"continue with: pgjax train --resume {run.directory.path}")
+            return signals[0]
+        ready.result()
+    _report_skipped(run)
+    found = evaluation.evaluate(
+        run.experiment,
+        run.keys,
+        progress.state.params,
+        num_episodes=run.config.evaluation_episodes,
+    )
+    say(evaluation.describe(found))
+    plots.learning_curves({run.directory.path.name: run.directory.metrics}, run.directory.figure)
+    directory.write(run.directory.evaluation, json.dumps(found, indent=2) + "\n")
+    say(f"{run.directory.path}: {', '.join(sorted(x.name for x in run.directory.path.iterdir()))}")
+    return None
+
+
+def identity(config: Config) -> str:
+    """Names what a run computes: the same for configs that differ only in names and lengths."""
+    what = dataclasses.asdict(config)
+    for field in ("name", "directory", "num_updates", "evaluation_episodes", "checkpoint_every"):
+        del what[field]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+
+def _restore(found: Directory, config: Config, trainer: Experiment, keys: Keys) -> Progress | None:
+    if not checkpoints.updates(found.checkpoints):
+        return None
+    restored = checkpoints.restore(found.checkpoints, trainer.init(keys.init), identity(config))
+    assert restored is not None
+    update, state = restored
+    last = [row for row in records.read(found.metrics) if row.get("update") == update]
+    if len(last) != config.seeds:
+        raise ValueError(f"{found.metrics} does not hold update {update}, where a checkpoint is")
+    env_steps, skipped = (
+        np.array([row[name] for row in last], np.int64) for name in ("env_steps", "skipped")
+    )
+    return Progress(update, state, env_steps, skipped)
+
+
+def _begin(run: Run) -> Progress:
+    if run.restored is not None:
+        return run.restored
+    none = np.zeros(run.config.seeds, np.int64)
+    return Progress(0, run.experiment.init(run.keys.init), none, none)
+
+
+def _compile_evaluation(run: Run) -> None:
+    state = jax.eval_shape(run.experiment.init, run.keys.init)
+    run.experiment.evaluate.lower(
+        run.keys.evaluation, state.params, num_episodes=run.config.evaluation_episodes
+    ).compile()
+
+
+def _sizes(config: Config, update: int) -> Iterator[int]:
+    """Updates of each call left: all alike, but for what remains in the last."""
+    while update < config.num_updates:
+        size = min(config.updates_per_call, config.num_updates - update)
+        yield size
+        update += size
+
+
+def _train(run: Run, beginning: Future[Progress], signals: list[int]) -> Progress:
+    config, files = run.config, run.directory
+    state = jax.eval_shape(run.experiment.init, run.keys.init)
+    update = 0 if run.restored is None else run.restored.update
+    for size in list(_sizes(config, update))[:1]:
+        run.experiment.train.lower(run.keys.train, state, num_steps=size).compile()
+    progress = beginning.result()
+    for file in (files.metrics, files.timings):
+        records.truncate(file, update)
+    with records.Records(files.metrics) as metrics, records.Records(files.timings) as timings:
+        with tqdm(total=config.num_updates, initial=update, unit="update", file=sys.stderr) as bar:
+            for size in _sizes(config, update):
+                if signals:
+                    break
+                begun = time.perf_counter()
+                before = progress
+                progress, rows = _call(run, progress, size)
+                metrics.append(rows)
+                seconds = time.perf_counter() - begun
+                steps = int(np.sum(progress.env_steps - before.env_steps))
+                timings.append(
+                    [{"update": progress.update, "seconds": seconds, "env_steps": steps}]
+                )
+                if _is_due(config, before.update, progress.update) or signals:
+                    _save(run, progress)
+                mean = np.mean([row["return"] for row in rows[-config.seeds :]])
+                bar.set_postfix_str(f"return {mean:.4g}, {steps / seconds / 1e6:.2f} M steps/s")
+                bar.update(size)
+    return progress
+
+
+def _call(run: Run, before: Progress, size: int) -> tuple[Progress, list[dict[str, Any]]]:
+    """One compiled call of `size` updates, and the records of what it did."""
+    state, metrics = run.experiment.train(run.keys.train, before.state, num_steps=size)
+    metrics = jax.device_get(metrics)
+    env_steps = before.env_steps[:, None] + np.cumsum(metrics["env_steps"], axis=1, dtype=np.int64)
+    skipped = before.skipped[:, None] + np.cumsum(~metrics["finite"], axis=1)
+    metrics |= {"env_steps": env_steps, "skipped": skipped}
+    rows = [
+        {"update": before.update + 1 + index, "seed": run.config.seed + seed}
+        | {name: values[seed, index] for name, values in metrics.items()}
+        for index in range(size)
+        for seed in range(run.config.seeds)
+    ]
+    return Progress(before.update + size, state, env_steps[:, -1], skipped[:, -1]), rows
+
+
+def _is_due(config: Config, before: int, after: int) -> bool:
+    crossed = after // config.checkpoint_every > before // config.checkpoint_every
+    return crossed or after == config.num_updates
+
+
+def _save(run: Run, progress: Progress) -> None:
+    where = run.directory.checkpoints
+    checkpoints.save(where, progress.update, progress.state, identity(run.config))
+
+
+def _report_skipped(run: Run) -> None:
+    """Warns of updates that were skipped because their gradient was not finite."""
+    rows = [row for row in records.read(run.directory.metrics) if not row["finite"]]
+    if not rows:
+        return
+    first = ", ".join(f"update {row['update']} of seed {row['seed']}" for row in rows[:3])
+    more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+    warnings.warn(f"gradients were not finite and skipped: {first}{more}", stacklevel=2)

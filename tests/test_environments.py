@@ -1,0 +1,156 @@
+"""Environments by name, finite MDPs, the short corridor, and the way to legal actions."""
+
+import gymnax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnax.environments import spaces
+
+from pgjax import distributions, environments
+from pgjax.environments import MDP
+
+DOWNLOADS = "MNISTBandit-bsuite"
+
+
+@pytest.mark.parametrize("name", [name for name in environments.names() if name != DOWNLOADS])
+def test_every_environment_is_made(name):
+    env, params = environments.make(name)
+    obs, _ = env.reset(jax.random.key(0), params)
+    assert jnp.all(jnp.isfinite(obs))
+    assert environments.time_limit(params) >= 1
+
+
+def test_overrides_reach_parameters_and_constructor():
+    env, params = environments.make("DeepSea-bsuite", size=5, unscaled_move_cost=0.5)
+    obs, _ = env.reset(jax.random.key(0), params)
+    assert obs.shape == (5, 5)
+    assert params.unscaled_move_cost == 0.5
+
+
+def test_registered_class_is_found():
+    name = "ForThisTest-v0"
+    if name not in gymnax.registered_envs:
+        gymnax.register(name, lambda: environments.short_corridor(7))
+    _, params = environments.make(name)
+    assert environments.time_limit(params) == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("CartPole-v2", {}, "did you mean 'CartPole-v1'"),
+        ("CartPole-v1", {"gravitty": 1.0}, "did you mean 'gravity'"),
+        ("CartPole-v1", {"gravity": "heavy"}, "must be a number"),
+    ],
+)
+def test_bad_input(name, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        environments.make(name, **overrides)
+
+
+def test_failed_download_is_said(monkeypatch):
+    from urllib.error import URLError
+
+    from gymnax import registration
+
+    def offline():
+        raise URLError("no network")
+
+    monkeypatch.setitem(registration._registry, DOWNLOADS, offline)
+    with pytest.raises(ValueError, match="downloads a data set"):
+        environments.make(DOWNLOADS)
+
+
+def corridor_values(right):
+    """Expected returns of the corridor's three states, by solving the Bellman equations."""
+    left = 1 - right
+    transition = np.array([[left, right, 0], [right, 0, left], [0, left, 0]])
+    return np.linalg.solve(np.eye(3) - transition, -np.ones(3))
+
+
+def test_corridor_has_the_published_optimum():
+    """Sutton & Barto 2018, Example 13.1: about -11.6 at a probability of about 0.59."""
+    env = environments.short_corridor()
+    mdp = env.default_params
+    for right in (0.3, 2 - 2**0.5, 0.9):
+        policy = np.array([1 - right, right])
+        chain = np.einsum("a,sat->st", policy, np.asarray(mdp.transition, float))[:3, :3]
+        reward = np.einsum("a,sat,sat->s", policy, mdp.transition, mdp.reward)[:3]
+        value = np.linalg.solve(np.eye(3) - chain, reward)
+        np.testing.assert_allclose(value, corridor_values(right), rtol=1e-4)
+    best = max(corridor_values(p)[0] for p in np.linspace(0.01, 0.99, 9801))
+    np.testing.assert_allclose(best, -(6 + 4 * 2**0.5), rtol=1e-6)
+
+
+def test_corridor_is_aliased_and_pays_on_the_last_step():
+    env = environments.short_corridor()
+    params = env.default_params
+    obs, state = env.reset(jax.random.key(0), params)
+    rewards, seen, terminated = [], [obs], []
+    for action in (1, 0, 1):
+        obs, state, reward, ended, _ = env.step_env(jax.random.key(0), state, action, params)
+        rewards.append(float(reward))
+        seen.append(obs)
+        terminated.append(bool(ended))
+    assert rewards == [-1.0, -1.0, -1.0]
+    assert all(int(x) == 0 for x in seen)
+    assert terminated == [False, False, True]
+
+
+def two_states():
+    transition = np.array([[[0.5, 0.5], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])
+    return MDP(transition, np.ones((2, 2, 2)), np.array([1.0, 0.0]), np.array([False, True]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"transition": np.ones((2, 2, 2))}, "transition must sum to one"),
+        ({"transition": np.ones((2, 2))}, r"expected \[S, A, S\]"),
+        ({"initial": np.array([1.5, -0.5])}, "initial has negative"),
+        ({"initial": np.array([0.5, 0.5])}, "terminal state"),
+        ({"initial": np.ones(3) / 3}, "initial has shape"),
+        ({"reward": np.full((2, 2, 2), np.nan)}, "reward must be finite"),
+    ],
+)
+def test_bad_mdp(change, message):
+    with pytest.raises(ValueError, match=message):
+        environments.tabular_mdp(two_states()._replace(**change))
+
+
+def test_mdp_observes_an_int32_index_and_keeps_its_arrays():
+    env = environments.tabular_mdp(two_states())
+    obs, _ = env.reset(jax.random.key(0), env.default_params)
+    assert obs.dtype == jnp.int32 and obs.shape == ()
+    np.testing.assert_array_equal(env.default_params.transition, two_states().transition)
+    assert environments.time_limit(env.default_params) is None
+
+
+BOX = spaces.Box(jnp.array([-2.0, 0.0]), jnp.array([2.0, 10.0]), (2,))
+
+
+def act(distribution, sample):
+    return environments.to_action(BOX, distributions.independent(distribution), sample)
+
+
+def test_bounded_supports_are_stretched_over_the_bounds():
+    tanh = distributions.tanh_normal(jnp.zeros(2), jnp.ones(2))
+    np.testing.assert_allclose(act(tanh, jnp.array([0.0, 20.0])), [0.0, 10.0])
+    beta = distributions.beta(jnp.full(2, 2.0), jnp.full(2, 2.0))
+    np.testing.assert_allclose(act(beta, jnp.array([0.25, 0.5])), [-1.0, 5.0])
+
+
+def test_normal_samples_are_clipped_and_keep_their_log_probability():
+    """Pitfall 13: the density belongs to the sample, whatever the environment got."""
+    normal = distributions.independent(distributions.normal(jnp.zeros(2), jnp.ones(2)))
+    sample = jnp.array([5.0, -3.0])
+    np.testing.assert_allclose(environments.to_action(BOX, normal, sample), [2.0, 0.0])
+    of_clipped = normal.log_prob(jnp.array([2.0, 0.0]))
+    assert abs(normal.log_prob(sample) - of_clipped) > 1
+
+
+def test_discrete_actions_pass():
+    space = spaces.Discrete(3)
+    sample = jnp.int32(2)
+    assert environments.to_action(space, distributions.categorical(jnp.zeros(3)), sample) is sample

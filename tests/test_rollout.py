@@ -1,0 +1,188 @@
+"""Episodes: ends, alignment, early stopping, independence of rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pgjax import distributions, environments, policies, rollout
+
+
+def roll(name="CartPole-v1", *, num_episodes=16, horizon=100, seed=0, **kwargs):
+    env, env_params = environments.make(name)
+    policy = policies.make("mlp", env, env_params, **kwargs)
+    obs, _ = env.reset(jax.random.key(1), env_params)
+    params = policy.init(jax.random.key(2), obs)
+    run = lambda key: rollout.episodes(
+        key, env, env_params, policy, params, num_episodes=num_episodes, horizon=horizon
+    )
+    return env, env_params, policy, params, jax.jit(run)(jax.random.key(seed))
+
+
+QUICK = ["BernoulliBandit-misc", "FrozenLake-misc", "PointRobot-misc", "ShortCorridor"]
+OTHERS = sorted(set(environments.names()) - {*QUICK, "MNISTBandit-bsuite"})
+
+
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
+def test_runs_in_every_environment(name):
+    with jax.numpy_rank_promotion("allow"):  # some of gymnax's own steps promote
+        *_, trajectory = roll(name, num_episodes=3, horizon=5)
+    for leaf in jax.tree.leaves(trajectory):
+        assert leaf.shape[0] == 3
+        assert jnp.all(jnp.isfinite(leaf))
+    assert jnp.issubdtype(trajectory.reward.dtype, jnp.floating)
+
+
+def test_shapes_and_dtypes():
+    *_, trajectory = roll()
+    assert trajectory.obs.shape == (16, 100, 4)
+    assert trajectory.final_obs.shape == (16, 4)
+    for x in (trajectory.action, trajectory.log_prob, trajectory.reward, trajectory.mask):
+        assert x.shape == (16, 100)
+    assert trajectory.terminated.dtype == trajectory.truncated.dtype == jnp.bool_
+
+
+def test_a_row_is_an_episode():
+    """Live until its one end, then nothing. Pitfall 6."""
+    *_, trajectory = roll()
+    mask = np.asarray(trajectory.mask)
+    ends = np.asarray(trajectory.terminated | trajectory.truncated)
+    length = mask.sum(1).astype(int)
+    np.testing.assert_array_equal(mask, np.arange(100) < length[:, None])
+    np.testing.assert_array_equal(ends.sum(1), 1)
+    np.testing.assert_array_equal(ends.argmax(1), length - 1)
+    np.testing.assert_array_equal(np.asarray(trajectory.reward).sum(1), length)
+
+
+def test_rows_replay_in_the_environment():
+    """Feeding the recorded actions back gives the recorded observations, rewards and ends."""
+    env, env_params, *_, trajectory = roll()
+    row = jax.tree.map(lambda x: np.asarray(x[0]), trajectory)
+    states = np.asarray(row.obs)
+    for t in range(int(row.mask.sum())):
+        state = _cartpole_state(states[t], t)
+        obs, _, reward, terminated, _ = env.step_env(
+            jax.random.key(0), state, row.action[t], env_params
+        )
+        following = row.obs[t + 1] if row.mask[t + 1] else row.final_obs
+        np.testing.assert_allclose(obs, following, atol=1e-5)
+        assert reward == row.reward[t]
+        assert terminated == row.terminated[t]
+
+
+def _cartpole_state(obs, time):
+    from gymnax.environments.classic_control.cartpole import EnvState
+
+    x, x_dot, theta, theta_dot = obs
+    return EnvState(x=x, x_dot=x_dot, theta=theta, theta_dot=theta_dot, time=time)
+
+
+def test_log_prob_is_of_the_recorded_action():
+    _, _, policy, params, trajectory = roll("Pendulum-v1", horizon=8)
+    boundary = jnp.zeros(8, bool)
+    for row in range(3):
+        distribution = policy.unroll(params, (), trajectory.obs[row], boundary)
+        expected = distribution.log_prob(trajectory.action[row])
+        np.testing.assert_allclose(trajectory.log_prob[row], expected, rtol=1e-5)
+
+
+def test_the_window_truncates():
+    *_, trajectory = roll("Pendulum-v1", horizon=7)
+    assert jnp.all(trajectory.truncated[:, -1]) and not jnp.any(trajectory.truncated[:, :-1])
+    assert not jnp.any(trajectory.terminated)
+    assert jnp.all(trajectory.mask == 1)
+
+
+def test_the_time_limit_truncates():
+    *_, trajectory = roll("Pendulum-v1", horizon=250)
+    assert jnp.all(trajectory.truncated[:, 199])
+    np.testing.assert_array_equal(trajectory.mask.sum(1), 200)
+
+
+def test_stepping_stops_when_every_row_has_ended():
+    """Steps are never taken past the block in which the last row ends, alone or vmapped."""
+    env, env_params, policy, params, _ = roll()
+    taken = []
+
+    def counted(key, state, action, env_params):
+        jax.debug.callback(lambda: taken.append(1))
+        return type(env).step_env(env, key, state, action, env_params)
+
+    class Counting(type(env)):
+        step_env = staticmethod(counted)
+
+    def run(key):
+        return rollout.episodes(
+            key, Counting(), env_params, policy, params, num_episodes=4, horizon=2000
+        )
+
+    lengths = jax.jit(run)(jax.random.key(0)).mask.sum(1)
+    jax.effects_barrier()
+    assert len(taken) / 4 < lengths.max() + rollout.STEPS_BETWEEN_LOOKS
+    taken.clear()
+    lengths = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 3)).mask.sum(2)
+    jax.effects_barrier()
+    assert len(taken) / 12 < lengths.max() + rollout.STEPS_BETWEEN_LOOKS
+
+
+def test_vmapped_equals_looped():
+    env, env_params, policy, params, _ = roll()
+    keys = jax.random.split(jax.random.key(5), 3)
+    run = lambda key: rollout.episodes(
+        key, env, env_params, policy, params, num_episodes=4, horizon=60
+    )
+    together = jax.jit(jax.vmap(run))(keys)
+    for i, key in enumerate(keys):
+        for a, b in zip(together, jax.jit(run)(key), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=2e-5, atol=1e-5)
+
+
+def test_horizon_does_not_change_what_came_before():
+    *_, short = roll(horizon=20)
+    *_, long = roll(horizon=90)
+    np.testing.assert_array_equal(short.action * short.mask, (long.action * long.mask)[:, :20])
+
+
+def test_actions_and_environment_use_different_keys():
+    """Pitfall 18: with one key for both, FrozenLake's slips would follow from the actions."""
+    env, env_params = environments.make("SimpleBandit-bsuite")
+    policy = policies.memoryless(
+        init=lambda key, obs: (), apply=lambda params, obs: distributions.normal(0.0, 1.0)
+    )
+
+    class Noise(type(env)):
+        def step_env(self, key, state, action, params):
+            obs, state, _, terminated, info = super().step_env(key, state, 0, params)
+            return obs, state, jax.random.normal(key), terminated, info
+
+        def action_space(self, params=None):
+            return environments.make("Pendulum-v1")[0].action_space()
+
+    trajectory = rollout.episodes(
+        jax.random.key(0), Noise(), env_params, policy, (), num_episodes=4000, horizon=1
+    )
+    correlation = np.corrcoef(trajectory.action[:, 0], trajectory.reward[:, 0])[0, 1]
+    assert abs(correlation) < 4.5 / 4000**0.5
+
+
+def test_greedy_takes_the_mode():
+    env, env_params, policy, params, _ = roll("Pendulum-v1")
+    trajectory = rollout.episodes(
+        jax.random.key(0),
+        env,
+        env_params,
+        policies.greedy(policy),
+        params,
+        num_episodes=2,
+        horizon=5,
+    )
+    mode = policy.unroll(params, (), trajectory.obs[0], jnp.zeros(5, bool)).mode()
+    np.testing.assert_allclose(trajectory.action[0], mode, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("count", ["num_episodes", "horizon"])
+def test_bad_input(count):
+    with pytest.raises(ValueError, match=f"{count}=0"):
+        roll(**{count: 0})
