@@ -36,7 +36,7 @@ def leave_one_out(x: chex.Array) -> chex.Array:
 def leave_one_out_live(x: chex.Array, mask: chex.Array) -> chex.Array:
     """Mean over the other rows still live at the same step; zero where there are none. Unbiased.
 
-        b_it = sum_{j != i} m_jt x_jt / max(1, sum_{j != i} m_jt)
+    b_it = sum_{j != i} m_jt x_jt / max(1, sum_{j != i} m_jt)
     """
     chex.assert_equal_shape([x, mask])
     masked = mask * x
@@ -48,7 +48,7 @@ def leave_one_out_live(x: chex.Array, mask: chex.Array) -> chex.Array:
 def time_mean(x: chex.Array, mask: chex.Array) -> chex.Array:
     """Mean over every live step of the other rows, one number a row. Unbiased; needs N >= 2.
 
-        b_i = sum_{j != i} sum_t m_jt x_jt / sum_{j != i} sum_t m_jt
+    b_i = sum_{j != i} sum_t m_jt x_jt / sum_{j != i} sum_t m_jt
     """
     chex.assert_equal_shape([x, mask])
     total = jnp.sum(mask * x, axis=1, keepdims=True)

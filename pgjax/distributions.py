@@ -200,10 +200,9 @@ class Beta(NamedTuple):
 
     def entropy(self):
         a, b = self.alpha, self.beta
-        mean_log_density = (
-            (a - 1) * digamma(a) + (b - 1) * digamma(b) - (a + b - 2) * digamma(a + b)
-        )
-        return betaln(a, b) - mean_log_density
+        mean_log_x = digamma(a) - digamma(a + b)
+        mean_log_rest = digamma(b) - digamma(a + b)
+        return betaln(a, b) - (a - 1) * mean_log_x - (b - 1) * mean_log_rest
 
     def mode(self):
         """Returns the interior peak if alpha, beta > 1, else the end with the smaller parameter.

@@ -76,9 +76,7 @@ def n_step(steps: Steps, hyper: Hyper) -> chex.Array:
     Source: Sutton & Barto 2018, eq. 7.1.
     """
     discount = _bootstrap_discount(steps, hyper)
-    return returns.n_step_return(
-        steps.reward, steps.next_value, discount, hyper.n, steps.boundary
-    )
+    return returns.n_step_return(steps.reward, steps.next_value, discount, hyper.n, steps.boundary)
 
 
 def gae(steps: Steps, hyper: Hyper) -> chex.Array:

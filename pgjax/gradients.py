@@ -112,9 +112,7 @@ def policy_gradient(
         if value_function is not None:
             value, next_value = values(value_function, params["value"], trajectory, chunk_size)
         steps = make_steps(estimator, trajectory, value, next_value)
-        gradient = _ascent(
-            policy_params, trajectory, steps, policy, estimator, hyper, chunk_size
-        )
+        gradient = _ascent(policy_params, trajectory, steps, policy, estimator, hyper, chunk_size)
         metrics = _metrics(trajectory, hyper)
         if value_function is None:
             return gradient, metrics

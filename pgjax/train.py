@@ -15,7 +15,9 @@ class StatefulGradientFn(NamedTuple):
     """A gradient that carries something from step to step: environments, a running baseline."""
 
     init: Callable[[chex.PRNGKey, Params], Any]  # (key, params) -> state
-    step: Callable[..., tuple[Params, Any, Metrics]]  # (key, params, state) -> (grad, state, metrics)
+    step: Callable[
+        ..., tuple[Params, Any, Metrics]
+    ]  # (key, params, state) -> (grad, state, metrics)
 
 
 class TrainState(NamedTuple):

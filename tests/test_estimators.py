@@ -1,0 +1,618 @@
+"""Every estimator against its formula, path by path, and against the exact gradient in the mean.
+
+The formulas are written once more, as plain loops over time, in `form_of` and `baseline_of`; the
+trajectories, probabilities and exact gradients come from `enumeration`, which knows nothing of
+pgjax. All of it in float64.
+"""
+
+import functools
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from pgjax import environments, policies
+from pgjax.distributions import categorical
+from pgjax.estimators import BASELINES, FORMS, STATE_WEIGHTINGS, Hyper, estimator, is_unbiased
+from pgjax.gradients import policy_gradient, trajectory_gradient
+from pgjax.rollout import Trajectory, episodes
+
+from .enumeration import (
+    Paths,
+    discounted_return,
+    enumerate_paths,
+    exact_gradient,
+    exact_gradient_by_induction,
+    gradient_of_mean,
+    problem,
+    scores,
+    softmax,
+    values,
+)
+
+HORIZON, NUM_STATES, NUM_ACTIONS = 3, 3, 3
+GENERIC = Hyper(discount=0.8, lambda_=0.7, n=2, constant=0.37)
+BOOTSTRAPPING = ("td_residual", "n_step", "gae")
+COUPLED = ("batch_mean", "leave_one_out", "leave_one_out_live", "time_mean", "standardise")
+FAMILY_ERROR = 1e-3
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+# --- the formulas, once more ----------------------------------------------------------------------
+
+
+def form_of(name, hyper, reward, value, next_value, terminated):
+    """The form at every step of one episode of length L, all arguments [L], as a list."""
+    length = len(reward)
+    discount, lambda_ = float(hyper.discount), float(hyper.lambda_)
+
+    def delta(t):
+        future = 0.0 if terminated[t] else next_value[t]
+        return reward[t] + discount * future - value[t]
+
+    def n_step(t):
+        end = min(t + int(hyper.n), length)
+        total = sum(discount ** (k - t) * reward[k] for k in range(t, end))
+        future = 0.0 if terminated[end - 1] else next_value[end - 1]
+        return total + discount ** (end - t) * future
+
+    at = {
+        "total_return": lambda t: sum(discount**k * reward[k] for k in range(length)),
+        "reward_to_go": lambda t: sum(discount ** (k - t) * reward[k] for k in range(t, length)),
+        "td_residual": delta,
+        "n_step": n_step,
+        "gae": lambda t: sum((discount * lambda_) ** (k - t) * delta(k) for k in range(t, length)),
+    }
+    return [at[name](t) for t in range(length)]
+
+
+def baseline_of(choice, hyper, form, length, value, i, t):
+    """The baseline of step t of row i; `form` [K, T] is zero after the end of a row.
+
+    A row that has ended still has its total return, and a return to go of zero.
+    """
+    others = [j for j in range(len(form)) if j != i]
+    live_others = [j for j in others if t < length[j]]
+    steps = [form[j, k] for j in others for k in range(length[j])]
+    column = form[:, 0] if choice.form == "total_return" else form[:, t]
+    match choice.baseline:
+        case "none" | "standardise":
+            return 0.0
+        case "constant":
+            return hyper.constant
+        case "value":
+            return 0.0 if choice.form in ("td_residual", "gae") else value[i, t]
+        case "batch_mean":
+            return np.mean(column)
+        case "leave_one_out":
+            return np.mean(column[others])
+        case "leave_one_out_live":
+            return np.mean(column[live_others]) if live_others else 0.0
+        case "time_mean":
+            return np.mean(steps)
+
+
+def weights_of(choice, hyper, form, length, value):
+    """Psi of a batch of K rows, [K, T]."""
+    psi = np.zeros(form.shape)
+    live = [(i, t) for i in range(len(form)) for t in range(length[i])]
+    for i, t in live:
+        psi[i, t] = form[i, t] - baseline_of(choice, hyper, form, length, value, i, t)
+    if choice.baseline == "standardise":
+        every = np.array([psi[step] for step in live])
+        spread = every.std()
+        for step in live:
+            psi[step] = (psi[step] - every.mean()) / spread if spread > 1e-9 else 0.0
+    if choice.state_weighting == "discounted" and choice.form != "total_return":
+        psi *= float(hyper.discount) ** np.arange(form.shape[1])
+    return psi
+
+
+# --- the enumerated world -------------------------------------------------------------------------
+
+
+PROBLEM = problem(HORIZON)
+PATHS = enumerate_paths(PROBLEM)
+SCORES = scores(PROBLEM, PATHS)  # [M, T, S, A]
+NUM_PATHS = len(PATHS.probability)
+
+
+def value_arrays(table, paths=PATHS):
+    """V_t(s_t) and V_{t+1}(s_{t+1}) for a table [T + 1, S], both [M, T]."""
+    t = np.arange(paths.obs.shape[1])
+    return table[t, paths.obs], table[t + 1, paths.next_obs]
+
+
+# Wrong everywhere, in the terminal state too (which must not be looked at), except at the horizon:
+# the objective is finite-horizon, so what follows its last step is worth nothing.
+WRONG_TABLE = np.random.default_rng(1).normal(size=(HORIZON + 1, NUM_STATES))
+WRONG_TABLE[HORIZON] = 0.0
+WRONG = value_arrays(WRONG_TABLE)
+
+
+def trajectory_of(rows, paths=PATHS, logits=PROBLEM.logits):
+    """The Trajectory whose episodes are the paths `rows`, [..., K]."""
+    log_prob = np.log(softmax(logits)[paths.obs, paths.action]) * paths.mask
+    fields = Paths(*(np.asarray(field)[rows] for field in paths))
+    return Trajectory(
+        obs=jnp.asarray(fields.obs),
+        action=jnp.asarray(fields.action),
+        log_prob=jnp.asarray(log_prob[rows]),
+        reward=jnp.asarray(fields.reward),
+        terminated=jnp.asarray(fields.terminated),
+        truncated=jnp.asarray(fields.truncated),
+        mask=jnp.asarray(fields.mask),
+    )
+
+
+def batches_of(size):
+    """All ordered batches of `size` paths and their probabilities, [B, K] and [B]."""
+    rows = np.array(list(itertools.product(range(NUM_PATHS), repeat=size)))
+    return rows, PATHS.probability[rows].prod(axis=1)
+
+
+@functools.cache
+def compiled_gradients(family):
+    """trajectory_gradient of a family of estimators over a leading axis of batches."""
+
+    def gradients(trajectory, value, next_value, hyper):
+        return [
+            trajectory_gradient(
+                jnp.asarray(PROBLEM.logits),
+                trajectory,
+                policy=policies.tabular(NUM_STATES, NUM_ACTIONS),
+                estimator=choice,
+                hyper=hyper,
+                value=value,
+                next_value=next_value,
+            )
+            for choice in family
+        ]
+
+    return jax.jit(jax.vmap(gradients, in_axes=(0, 0, 0, None)))
+
+
+def gradients_of(choice, rows, hyper, value_pair=WRONG):
+    """Gradients of the batches `rows` [B, K] by pgjax, [B, S, A].
+
+    One form compiles as one program: many times faster than a program for every estimator.
+    """
+    family = tuple(
+        other
+        for other in ACCEPTED
+        if other.form == choice.form and batch_size(other) == batch_size(choice)
+    )
+    value, next_value = (jnp.asarray(array[rows]) for array in value_pair)
+    gradients = compiled_gradients(family)(trajectory_of(rows), value, next_value, hyper)
+    return np.asarray(gradients[family.index(choice)])
+
+
+def formula_weights(choice, rows, hyper, value_pair=WRONG):
+    """Psi of the batches `rows` [B, K] by the loops above, [B, K, T]."""
+    forms = np.zeros(PATHS.reward.shape)
+    for m, length in enumerate(PATHS.length):
+        columns = (PATHS.reward, *value_pair, PATHS.terminated)
+        episode = (column[m, :length] for column in columns)
+        forms[m, :length] = form_of(choice.form, hyper, *episode)
+    return np.array(
+        [
+            weights_of(choice, hyper, forms[batch], PATHS.length[batch], value_pair[0][batch])
+            for batch in rows
+        ]
+    )
+
+
+def formula_of(choice, rows, hyper, value_pair=WRONG):
+    """The gradients of the batches `rows` by the same loops, [B, S, A]."""
+    weights = formula_weights(choice, rows, hyper, value_pair)
+    return np.einsum("bkt,bktsa->bsa", weights, SCORES[rows]) / rows.shape[1]
+
+
+def accepted():
+    for names in itertools.product(FORMS, BASELINES, STATE_WEIGHTINGS):
+        try:
+            yield estimator(*names)
+        except ValueError:
+            continue
+
+
+ACCEPTED = list(accepted())
+every_estimator = pytest.mark.parametrize("choice", ACCEPTED, ids=lambda choice: "-".join(choice))
+
+
+def batch_size(choice):
+    return 2 if choice.baseline in COUPLED else 1
+
+
+# --- the witness itself ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("discount", [0.8, 1.0])
+def test_the_witness_agrees_with_itself(discount):
+    """Enumeration, backward induction and the log-derivative trick are three roads to one truth."""
+    assert PATHS.probability.sum() == pytest.approx(1.0, abs=1e-12)
+    assert set(PATHS.length) == {1, 2, 3} and PATHS.truncated.any()
+    payoff = discounted_return(PATHS, discount)
+    mean = PATHS.probability @ payoff
+    assert mean == pytest.approx(PROBLEM.initial @ values(PROBLEM, discount)[0], abs=1e-12)
+    gradient = exact_gradient(PROBLEM, PATHS, discount)
+    trick = np.einsum("m,mtsa->sa", PATHS.probability * payoff, SCORES)
+    np.testing.assert_allclose(gradient, trick, atol=1e-12)
+    np.testing.assert_allclose(gradient, exact_gradient_by_induction(PROBLEM, discount), atol=1e-12)
+    assert np.abs(gradient).max() > 0.05
+
+
+# --- per batch ------------------------------------------------------------------------------------
+
+
+@every_estimator
+def test_every_batch_equals_the_formula(choice):
+    rows, _ = batches_of(batch_size(choice))
+    gradients = gradients_of(choice, rows, GENERIC)
+    np.testing.assert_allclose(gradients, formula_of(choice, rows, GENERIC), rtol=0, atol=1e-9)
+    other = choice._replace(
+        state_weighting="uniform" if choice.state_weighting == "discounted" else "discounted"
+    )
+    control = np.abs(gradients - formula_of(other, rows, GENERIC)).max()
+    assert (control < 1e-9) == (choice.form == "total_return")
+
+
+def larger_batches():
+    """Batches of K = 4, most with early ends: many estimators first differ there."""
+    shortest = int(np.argmin(PATHS.length))
+    rows = np.random.default_rng(2).integers(NUM_PATHS, size=(30, 4))
+    rows[:20, 0] = shortest
+    rows[:10, 1] = shortest
+    return rows
+
+
+@every_estimator
+def test_larger_batches_of_unequal_lengths_equal_the_formula(choice):
+    rows = larger_batches()
+    np.testing.assert_allclose(
+        gradients_of(choice, rows, GENERIC), formula_of(choice, rows, GENERIC), rtol=0, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_n_step_of_every_n(n):
+    choice, hyper = estimator("n_step", "none", "discounted"), GENERIC._replace(n=n)
+    rows = np.arange(NUM_PATHS)[:, None]
+    gradients, expected = gradients_of(choice, rows, hyper), formula_of(choice, rows, hyper)
+    np.testing.assert_allclose(gradients, expected, rtol=0, atol=1e-9)
+    if n < HORIZON:
+        control = formula_of(choice, rows, hyper._replace(n=n + 1))
+        assert np.abs(gradients - control).max() > 1e-2
+
+
+# --- in expectation -------------------------------------------------------------------------------
+
+
+def expectation(choice, hyper, value_pair=WRONG):
+    rows, probability = batches_of(batch_size(choice))
+    return np.tensordot(probability, gradients_of(choice, rows, hyper, value_pair), 1)
+
+
+@every_estimator
+@pytest.mark.parametrize("discount", [0.8, 1.0])
+@pytest.mark.parametrize("lambda_", [0.7, 1.0])
+def test_unbiased_exactly_when_the_label_says_so(choice, discount, lambda_):
+    """With a wrong value function and a discount: no estimator is unbiased by luck."""
+    hyper = GENERIC._replace(discount=discount, lambda_=lambda_)
+    unbiased, reason = is_unbiased(choice, hyper)
+    error = np.abs(expectation(choice, hyper) - exact_gradient(PROBLEM, PATHS, discount)).max()
+    assert reason
+    if unbiased:
+        assert error < 1e-9
+    else:
+        assert error > 1e-4
+
+
+@pytest.mark.parametrize("form", BOOTSTRAPPING)
+@pytest.mark.parametrize("baseline", ["none", "constant", "leave_one_out", "value"])
+def test_bootstrapping_from_exact_values_is_unbiased(form, baseline):
+    """Exact means: for the policy, the discount and the steps to go."""
+    exact = value_arrays(values(PROBLEM, GENERIC.discount))
+    gradient = exact_gradient(PROBLEM, PATHS, GENERIC.discount)
+    choice = estimator(form, baseline, "discounted")
+    np.testing.assert_allclose(expectation(choice, GENERIC, exact), gradient, atol=1e-9)
+    stationary = np.broadcast_to(values(PROBLEM, GENERIC.discount)[0], WRONG_TABLE.shape)
+    control = expectation(choice, GENERIC, value_arrays(stationary))
+    assert np.abs(control - gradient).max() > 1e-4
+
+
+def test_lambda_one_is_the_gradient_of_the_bootstrapped_objective():
+    """J = E[R + gamma^T V(s_T) of truncated rows], whatever V is before the end."""
+    table = np.random.default_rng(3).normal(size=(HORIZON + 1, NUM_STATES))
+    tail = np.where(PATHS.truncated[:, -1], table[HORIZON, PATHS.next_obs[:, -1]], 0.0)
+    discount = GENERIC.discount
+    payoff = discounted_return(PATHS, discount) + discount**HORIZON * tail
+    choice = estimator("gae", "none", "discounted")
+    gradient = expectation(choice, GENERIC._replace(lambda_=1.0), value_arrays(table))
+    np.testing.assert_allclose(gradient, gradient_of_mean(PROBLEM, PATHS, payoff), atol=1e-9)
+    assert np.abs(gradient - exact_gradient(PROBLEM, PATHS, discount)).max() > 1e-2
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("form", FORMS)
+def test_batch_mean_shrinks_by_exactly_its_own_share(form, size):
+    """(K-1)/K times leave-one-out on every batch, and (K-1)/K grad J in the mean."""
+    rows = batches_of(2)[0] if size == 2 else larger_batches()
+    pair = [
+        gradients_of(estimator(form, baseline, "discounted"), rows, GENERIC)
+        for baseline in ("batch_mean", "leave_one_out")
+    ]
+    np.testing.assert_allclose(pair[0], (size - 1) / size * pair[1], atol=1e-12)
+    if size == 2 and form in ("total_return", "reward_to_go"):
+        half = exact_gradient(PROBLEM, PATHS, GENERIC.discount) / 2
+        choice = estimator(form, "batch_mean", "discounted")
+        np.testing.assert_allclose(expectation(choice, GENERIC), half, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "form, weighting, expected",
+    [
+        ("total_return", "discounted", 0.25),
+        ("total_return", "uniform", 0.25),
+        ("reward_to_go", "discounted", 0.25),
+        ("reward_to_go", "uniform", -0.5),
+    ],
+)
+def test_the_worked_trap(form, weighting, expected):
+    """estimators.md: leaving out gamma^t turns +0.0611 into -0.1222.
+
+    Two steps share p = sigmoid(0.3), r_0 = a_0, r_1 = -1.5 a_1, gamma = 0.5; in units of
+    p (1 - p) the truth is 1 - 0.75, and without gamma^t it reads 1 - 1.5.
+    """
+    theta, probability = 0.3, 1 / (1 + np.exp(-0.3))
+    action = np.array(list(itertools.product([0, 1], repeat=2)))
+    shape = action.shape
+    ended = np.array([[False, True]] * 4)
+    rows = Trajectory(
+        obs=jnp.zeros(shape, jnp.int32),
+        action=jnp.asarray(action),
+        log_prob=jnp.zeros(shape),
+        reward=jnp.asarray(action * [1.0, -1.5]),
+        terminated=jnp.asarray(ended),
+        truncated=jnp.zeros(shape, bool),
+        mask=jnp.ones(shape),
+    )
+
+    def gradient_of_one(row):
+        return trajectory_gradient(
+            jnp.array([[0.0, theta]]),
+            jax.tree.map(lambda x: x[None], row),
+            policy=policies.tabular(1, 2),
+            estimator=estimator(form, "none", weighting),
+            hyper=Hyper(discount=0.5),
+        )[0, 1]
+
+    chance = np.where(action == 1, probability, 1 - probability).prod(axis=1)
+    gradient = chance @ np.asarray(jax.vmap(gradient_of_one)(rows))
+    assert gradient == pytest.approx(expected * probability * (1 - probability), abs=1e-12)
+    assert gradient == pytest.approx({0.25: 0.0611, -0.5: -0.1222}[expected], abs=5e-5)
+
+
+# --- sampling against enumeration -----------------------------------------------------------------
+
+
+def tabular_environment():
+    env = environments.tabular_mdp(environments.MDP(*PROBLEM[:4]))
+    return env, env.default_params
+
+
+@functools.cache
+def sample(num_episodes=20_000):
+    env, env_params = tabular_environment()
+    return jax.jit(
+        lambda key: episodes(
+            key,
+            env,
+            env_params,
+            policies.tabular(NUM_STATES, NUM_ACTIONS),
+            jnp.asarray(PROBLEM.logits),
+            num_episodes=num_episodes,
+            horizon=HORIZON,
+        )
+    )(jax.random.key(20))
+
+
+def recognise(trajectory):
+    """The path of every sampled row, [N]; fails unless a row is exactly one of the paths."""
+    live = np.asarray(trajectory.mask)[:, None] > 0
+    same = live == (PATHS.mask > 0)  # [N, M, T]
+    for name in ("obs", "action", "terminated"):
+        same &= ~live | (np.asarray(getattr(trajectory, name))[:, None] == getattr(PATHS, name))
+    same &= ~live | np.isclose(np.asarray(trajectory.reward)[:, None], PATHS.reward, atol=1e-5)
+    matches = same.all(axis=2)
+    assert (matches.sum(axis=1) == 1).all()
+    return matches.argmax(axis=1)
+
+
+def test_sampled_rows_are_paths_with_their_ends_and_log_probabilities():
+    trajectory = sample()
+    rows = recognise(trajectory)
+    assert trajectory.obs.shape == (20_000, HORIZON)
+    dead = np.asarray(trajectory.mask) == 0
+    terminated, truncated = np.asarray(trajectory.terminated), np.asarray(trajectory.truncated)
+    for after_the_end in (np.asarray(trajectory.reward), terminated, truncated):
+        assert not after_the_end[dead].any()
+    np.testing.assert_array_equal(terminated, PATHS.terminated[rows])
+    np.testing.assert_array_equal(truncated & ~terminated, PATHS.truncated[rows])
+    expected = np.log(softmax(PROBLEM.logits)[PATHS.obs, PATHS.action])[rows]
+    np.testing.assert_allclose(np.asarray(trajectory.log_prob)[~dead], expected[~dead], atol=1e-6)
+
+
+def test_sampled_frequencies_are_the_probabilities():
+    counts = np.bincount(recognise(sample()), minlength=NUM_PATHS)
+    level = 1e-4
+    assert scipy.stats.chisquare(counts, counts.sum() * PATHS.probability).pvalue > level
+    shifted = PROBLEM._replace(logits=PROBLEM.logits + np.array([0.0, 0.0, 0.1]))
+    control = counts.sum() * enumerate_paths(shifted).probability
+    assert scipy.stats.chisquare(counts, control).pvalue < level
+
+
+def z_scores(mean, standard_error, truth):
+    moving = standard_error > 0  # the terminal state has no gradient
+    return (np.asarray(mean) - truth)[moving] / standard_error[moving]
+
+
+def bonferroni(count):
+    return scipy.stats.norm.isf(FAMILY_ERROR / (2 * count))
+
+
+@pytest.mark.parametrize("weighting, honest", [("discounted", True), ("uniform", False)])
+def test_mean_gradient_of_sampled_episodes(weighting, honest):
+    """Within its exact standard error of grad J_gamma; the biased one is the negative control."""
+    choice, trajectory = estimator("reward_to_go", "none", weighting), sample()
+    every_path = gradients_of(choice, np.arange(NUM_PATHS)[:, None], GENERIC)
+    mean = np.tensordot(PATHS.probability, every_path, 1)
+    variance = np.tensordot(PATHS.probability, (every_path - mean) ** 2, 1)
+    sampled = trajectory_gradient(
+        jnp.asarray(PROBLEM.logits),
+        trajectory,
+        policy=policies.tabular(NUM_STATES, NUM_ACTIONS),
+        estimator=choice,
+        hyper=GENERIC,
+    )
+    truth = exact_gradient(PROBLEM, PATHS, GENERIC.discount)
+    z = z_scores(sampled, np.sqrt(variance / len(trajectory.mask)), truth)
+    assert len(z) == 6
+    assert (np.abs(z).max() < bonferroni(2 * len(z))) == honest
+
+
+@pytest.mark.parametrize("baseline, honest", [("leave_one_out", True), ("batch_mean", False)])
+def test_mean_of_policy_gradients_of_two_episodes(baseline, honest):
+    """The whole GradientFn at K = 2, over many keys: grad J, or half of it."""
+    env, env_params = tabular_environment()
+    gradient_fn = policy_gradient(
+        env,
+        env_params,
+        policies.tabular(NUM_STATES, NUM_ACTIONS),
+        estimator("reward_to_go", baseline, "discounted"),
+        GENERIC,
+        num_episodes=2,
+        horizon=HORIZON,
+    )
+    keys = jax.random.split(jax.random.key(21), 20_000)
+    params = jnp.asarray(PROBLEM.logits)
+    gradients, _ = jax.jit(jax.vmap(gradient_fn, in_axes=(0, None)))(keys, params)
+    truth = exact_gradient(PROBLEM, PATHS, GENERIC.discount)
+    standard_error = np.std(gradients, axis=0, ddof=1) / np.sqrt(len(keys))
+    z = z_scores(np.mean(gradients, axis=0), standard_error, truth)
+    assert len(z) == 6
+    assert (np.abs(z).max() < bonferroni(2 * len(z))) == honest
+
+
+# --- the same gradient however it is computed -----------------------------------------------------
+
+
+def test_chunks_do_not_change_the_gradient():
+    """Chunked over flattened samples, or at once, or by hand: one gradient."""
+    choice = estimator("reward_to_go", "leave_one_out", "discounted")
+    rows = np.random.default_rng(5).integers(NUM_PATHS, size=50)
+    trajectory, params = trajectory_of(rows), jnp.asarray(PROBLEM.logits)
+    weights = formula_weights(choice, rows[None], GENERIC)[0]
+
+    def plain_surrogate(params):
+        log_prob = jax.nn.log_softmax(params)[trajectory.obs, trajectory.action]
+        return jnp.sum(weights * log_prob) / len(rows)
+
+    expected = jax.grad(plain_surrogate)(params)
+    assert np.abs(expected).max() > 1e-2
+    for chunk_size in (7, 64, 10**6):
+        gradient = trajectory_gradient(
+            params,
+            trajectory,
+            policy=policies.tabular(NUM_STATES, NUM_ACTIONS),
+            estimator=choice,
+            hyper=GENERIC,
+            chunk_size=chunk_size,
+        )
+        np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-12)
+
+
+def running_sum_policy(num_actions):
+    """logits = bias + slope * (sum of the observations since the last boundary)."""
+
+    def head(params, total):
+        return categorical(params["bias"] + params["slope"] * total[..., None])
+
+    def step(params, carry, obs):
+        carry = carry + obs
+        return carry, head(params, carry)
+
+    def unroll(params, carry, obs, boundary):
+        def add(carry, now):
+            obs, boundary = now
+            total = carry + obs
+            return jnp.where(boundary, 0.0, total), total
+
+        _, totals = jax.lax.scan(add, carry, (obs, boundary))
+        return head(params, totals)
+
+    def init(key, obs):
+        return {"bias": jnp.zeros(num_actions), "slope": jnp.zeros(num_actions)}
+
+    return policies.Policy(init, lambda: jnp.zeros(()), step, unroll)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 9, 10**6])
+def test_a_policy_with_memory_equals_the_gradient_by_hand(chunk_size):
+    """Rows of 5, 3 and 4 steps; the first holds two episodes, and dead steps hold garbage."""
+    random = np.random.default_rng(7)
+    shape = (3, 5)
+    obs, reward = random.normal(size=(2, *shape))
+    action = random.integers(3, size=shape)
+    lengths = [5, 3, 4]
+    mask = np.arange(5) < np.array(lengths)[:, None]
+    terminated, truncated = np.zeros((2, *shape), bool)
+    terminated[0, [1, 4]] = terminated[1, 2] = truncated[2, 3] = True
+    params = {"bias": random.normal(size=3), "slope": random.normal(size=3)}
+    discount = 0.8
+
+    def by_hand(forgetful):
+        gradient = {"bias": np.zeros(3), "slope": np.zeros(3)}
+        for i, length in enumerate(lengths):
+            start, total = 0, 0.0
+            for t in range(length):
+                total += obs[i, t]
+                end = next(k for k in range(t, length) if terminated[i, k] or truncated[i, k])
+                to_go = sum(discount ** (k - t) * reward[i, k] for k in range(t, end + 1))
+                weight = discount ** (t - start) * to_go / len(lengths)
+                score = np.eye(3)[action[i, t]] - softmax(params["bias"] + params["slope"] * total)
+                gradient["bias"] += weight * score
+                gradient["slope"] += weight * score * total
+                if t == end:
+                    start, total = t + 1, 0.0 if forgetful else total
+        return gradient
+
+    trajectory = Trajectory(
+        obs=jnp.where(mask, obs, jnp.nan),
+        action=jnp.where(mask, action, 0),
+        log_prob=jnp.zeros(shape),
+        reward=jnp.where(mask, reward, jnp.nan),
+        terminated=jnp.asarray(terminated),
+        truncated=jnp.asarray(truncated),
+        mask=jnp.asarray(mask, float),
+    )
+    gradient = trajectory_gradient(
+        jax.tree.map(jnp.asarray, params),
+        trajectory,
+        policy=running_sum_policy(3),
+        estimator=estimator("reward_to_go", "none", "discounted"),
+        hyper=Hyper(discount=discount),
+        chunk_size=chunk_size,
+    )
+    chex.assert_trees_all_close(gradient, by_hand(forgetful=True), rtol=0, atol=1e-12)
+    control = by_hand(forgetful=False)
+    assert np.abs(gradient["slope"] - control["slope"]).max() > 1e-2

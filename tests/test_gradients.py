@@ -1,0 +1,307 @@
+"""`policy_gradient`: parts, metrics, memory, compile count, refusals, learning on probes."""
+
+import contextlib
+import itertools
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pgjax import environments, estimators, gradients, policies, rollout, train
+from pgjax.environments import MDP
+from pgjax.estimators import Hyper, estimator
+
+KEY = jax.random.key(0)
+
+
+def cartpole(form="reward_to_go", baseline="leave_one_out", hyper=Hyper(1.0), **kwargs):
+    """A gradient function, parameters for it, and what made them."""
+    env, env_params = environments.make("CartPole-v1")
+    policy = policies.make("mlp", env, env_params, hidden=(16,))
+    chosen = estimator(form, baseline)
+    value = None
+    obs = jnp.zeros(4)
+    params = policy.init(KEY, obs)
+    if estimators.needs_value(chosen):
+        value = policies.make_value("mlp", env, env_params, hidden=(16,))
+        params = {"policy": params, "value": value.init(jax.random.key(1), obs)}
+    arguments = {"num_episodes": 32, "horizon": 60, "value_function": value} | kwargs
+    gradient_fn = gradients.policy_gradient(env, env_params, policy, chosen, hyper, **arguments)
+    return gradient_fn, params, (env, env_params, policy, value, chosen)
+
+
+def roll(env, env_params, policy, params, num_episodes, horizon):
+    run = lambda params: rollout.episodes(
+        KEY, env, env_params, policy, params, num_episodes=num_episodes, horizon=horizon
+    )
+    return jax.jit(run)(params)
+
+
+def assert_trees_close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def test_is_the_trajectory_gradient_of_its_episodes():
+    gradient_fn, params, (env, env_params, policy, _, chosen) = cartpole()
+    gradient, metrics = jax.jit(gradient_fn)(KEY, params)
+    trajectory = roll(env, env_params, policy, params, 32, 60)
+    expected = jax.jit(
+        lambda params: gradients.trajectory_gradient(
+            params, trajectory, policy=policy, estimator=chosen, hyper=Hyper(1.0)
+        )
+    )(params)
+    assert_trees_close(gradient, expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(metrics["return"], trajectory.reward.sum(1).mean(), rtol=1e-6)
+    assert metrics["env_steps"] == trajectory.mask.sum()
+    np.testing.assert_allclose(metrics["live_fraction"], trajectory.mask.mean(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["entropy"], np.log(2), atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("form", "baseline"),
+    sorted(
+        set(itertools.product(estimators.FORMS, estimators.BASELINES)) - {("total_return", "value")}
+    ),
+)
+def test_every_pair_gives_a_finite_gradient(form, baseline):
+    gradient_fn, params, _ = cartpole(form, baseline, num_episodes=4, horizon=10)
+    gradient, metrics = jax.jit(gradient_fn)(KEY, params)
+    assert jax.tree.structure(gradient) == jax.tree.structure(params)
+    for leaf in jax.tree.leaves((gradient, metrics)):
+        assert jnp.all(jnp.isfinite(leaf))
+
+
+def test_policy_part_does_not_differentiate_the_values():
+    """Pitfall 12: scaling the value loss away leaves no gradient in the value's parameters."""
+    gradient_fn, params, (env, env_params, policy, value, chosen) = cartpole("gae", "value")
+
+    def policy_part(value_params):
+        trajectory = roll(env, env_params, policy, params["policy"], 4, 8)
+        v, next_v = gradients.values(value, value_params, trajectory)
+        steps = gradients.make_steps(chosen, trajectory, v, next_v)
+        return jnp.sum(estimators.psi(chosen, steps, Hyper()))
+
+    direct = jax.jvp(policy_part, (params["value"],), (params["value"],))[1]
+    assert direct == 0
+
+
+def test_value_part_descends_its_own_loss():
+    gradient_fn, params, (env, env_params, policy, value, chosen) = cartpole(
+        "reward_to_go", "value", hyper=Hyper(0.9)
+    )
+    gradient, metrics = jax.jit(gradient_fn)(KEY, params)
+    trajectory = roll(env, env_params, policy, params["policy"], 32, 60)
+    target = _rewards_to_go(trajectory.reward, 0.9)
+
+    def loss(value_params):
+        v = jax.vmap(jax.vmap(value.apply, (None, 0)), (None, 0))(value_params, trajectory.obs)
+        return 0.5 * jnp.sum(trajectory.mask * (v - target) ** 2) / trajectory.mask.sum()
+
+    np.testing.assert_allclose(metrics["value_loss"], loss(params["value"]), rtol=1e-4)
+    uphill = jax.tree.map(jnp.negative, jax.jit(jax.grad(loss))(params["value"]))
+    assert_trees_close(gradient["value"], uphill, rtol=1e-3, atol=1e-5)
+
+
+def _rewards_to_go(reward, discount):
+    reward = np.asarray(reward, np.float64)
+    out, running = np.zeros_like(reward), np.zeros(len(reward))
+    for t in reversed(range(reward.shape[1])):
+        running = reward[:, t] + discount * running
+        out[:, t] = running
+    return out.astype(np.float32)
+
+
+def test_next_value_of_the_last_step_is_that_of_the_final_observation():
+    """Pitfalls 9 and 10: never the value of a reset observation or of a padded one."""
+    *_, (env, env_params, policy, _, _) = cartpole()
+    params = policy.init(KEY, jnp.zeros(4))
+    trajectory = roll(env, env_params, policy, params, 8, 30)
+    total = policies.ValueFunction(init=None, apply=lambda params, obs: jnp.sum(obs) + 7.0)
+    value, next_value = jax.jit(lambda t: gradients.values(total, (), t, chunk_size=5))(trajectory)
+    expected = np.where(trajectory.mask, trajectory.obs.sum(-1) + 7.0, 0)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for row, length in enumerate(np.asarray(trajectory.mask.sum(1), int)):
+        following = [*np.asarray(trajectory.obs[row, 1:length]), trajectory.final_obs[row]]
+        np.testing.assert_allclose(
+            next_value[row, :length], np.sum(following, axis=-1) + 7.0, rtol=1e-4, atol=1e-5
+        )
+        assert np.all(next_value[row, length:] == 0)
+
+
+def test_entropy_bonus_is_the_gradient_of_the_entropy():
+    """With zero rewards only the bonus is left: sum over live steps of grad H, mean over rows."""
+    *_, (env, env_params, policy, _, chosen) = cartpole()
+    params = jax.tree.map(lambda x: x + 0.3, policy.init(KEY, jnp.zeros(4)))
+    trajectory = roll(env, env_params, policy, params, 6, 20)
+    trajectory = trajectory._replace(reward=jnp.zeros_like(trajectory.reward))
+    hyper = Hyper(0.9, entropy_cost=0.5)
+    gradient = jax.jit(
+        lambda params: gradients.trajectory_gradient(
+            params, trajectory, policy=policy, estimator=chosen, hyper=hyper, chunk_size=16
+        )
+    )(params)
+
+    def bonus(params):
+        entropy = lambda obs: policy.step(params, (), obs)[1].entropy()
+        entropies = jax.vmap(jax.vmap(entropy))(trajectory.obs)
+        weight = trajectory.mask * (0.9 ** jnp.arange(20))[None]
+        return 0.5 * jnp.sum(weight * entropies) / 6
+
+    assert_trees_close(gradient, jax.jit(jax.grad(bonus))(params), rtol=1e-3, atol=1e-6)
+
+
+def test_hyperparameters_can_be_vmapped():
+    env, env_params = environments.make("CartPole-v1")
+    policy = policies.make("linear", env, env_params)
+    params = policy.init(KEY, jnp.zeros(4))
+
+    def gradient(discount, entropy_cost):
+        hyper = Hyper(discount=discount, entropy_cost=entropy_cost)
+        gradient_fn = gradients.policy_gradient(
+            env, env_params, policy, estimator(), hyper, num_episodes=8, horizon=20
+        )
+        return gradient_fn(KEY, params)[0]
+
+    rates, costs = jnp.array([0.5, 1.0]), jnp.array([0.0, 0.1])
+    gradient = jax.jit(gradient)
+    together = jax.jit(jax.vmap(gradient))(rates, costs)
+    for i in range(2):
+        one = jax.tree.map(lambda x: x[i], together)
+        assert_trees_close(one, gradient(rates[i], costs[i]), rtol=1e-3, atol=1e-5)
+
+
+def test_peak_memory_does_not_grow_with_the_network_times_the_steps():
+    """Activations of 64k samples through 2 x 256 units would take over 100 MB."""
+    env, env_params = environments.make("CartPole-v1")
+    policy = policies.make("mlp", env, env_params, hidden=(256, 256))
+    params = policy.init(KEY, jnp.zeros(4))
+
+    def temporary_bytes(chunk_size):
+        gradient_fn = gradients.policy_gradient(
+            env,
+            env_params,
+            policy,
+            estimator(),
+            Hyper(),
+            num_episodes=256,
+            horizon=256,
+            chunk_size=chunk_size,
+        )
+        analysis = jax.jit(gradient_fn).lower(KEY, params).compile().memory_analysis()
+        return analysis.temp_size_in_bytes
+
+    assert temporary_bytes(1024) < 20e6
+    assert temporary_bytes(256 * 256) > 100e6
+
+
+def test_second_call_does_not_compile_again():
+    gradient_fn, params, _ = cartpole("gae", "value")
+    optimizer = optax.adam(1e-2)
+    step = jax.jit(lambda key, state: train.step(key, state, gradient_fn, optimizer))
+    state = train.init(KEY, params, optimizer)
+    state, _ = step(KEY, state)
+    with _count_compilations() as count:
+        for seed in range(2):
+            state, _ = step(jax.random.fold_in(KEY, seed), state)
+        assert count() == 0
+        jax.jit(lambda x: x + 1)(jnp.zeros(3))
+        assert count() > 0  # the counter does count
+
+
+@contextlib.contextmanager
+def _count_compilations():
+    """Counts XLA compilations while it is open."""
+    records, handler = [], logging.Handler()
+    handler.emit = records.append
+    logging.getLogger("jax").addHandler(handler)
+    try:
+        with jax.log_compiles():
+            yield lambda: sum("XLA compilation" in r.getMessage() for r in records)
+    finally:
+        logging.getLogger("jax").removeHandler(handler)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_episodes": 0}, "num_episodes=0"),
+        ({"num_episodes": -3}, "num_episodes=-3"),
+        ({"horizon": 0}, "horizon=0"),
+        ({"chunk_size": 0}, "chunk_size=0"),
+        ({"num_episodes": 1}, "computed from other episodes"),
+        ({"hyper": Hyper(discount=1.5)}, "discount=1.5"),
+        ({"hyper": Hyper(lambda_=-0.1)}, "lambda=-0.1"),
+        ({"hyper": Hyper(discount=float("nan"))}, "discount=nan"),
+        ({"hyper": Hyper(n=0.0)}, "n=0.0"),
+        ({"form": "gae", "baseline": "none", "value_function": None}, "needs a value function"),
+        ({"baseline": "value", "value_function": None}, "needs a value function"),
+        ({"form": "gea"}, "did you mean 'gae'"),
+        ({"form": "total_return", "baseline": "value"}, "does not go with"),
+    ],
+)
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        cartpole(**arguments)
+
+
+def probe(reward):
+    """Two steps, two actions; `reward[s]` are the rewards of the two actions in state s."""
+    transition = np.zeros((3, 2, 3))
+    transition[0, :, 1] = transition[1, :, 2] = transition[2, :, 2] = 1
+    table = np.zeros((3, 2, 3)) + np.asarray([*reward, [0, 0]], float)[:, :, None]
+    return MDP(transition, table, np.eye(3)[0], np.arange(3) == 2)
+
+
+@pytest.mark.parametrize(
+    ("form", "baseline"),
+    [
+        ("total_return", "leave_one_out"),
+        ("reward_to_go", "none"),
+        ("reward_to_go", "value"),
+        ("td_residual", "value"),
+        ("n_step", "value"),
+        ("gae", "value"),
+    ],
+)
+def test_learns_a_probe_with_a_known_answer(form, baseline):
+    """Action 1 pays first, action 0 second: credit to the wrong step learns the opposite."""
+    env = environments.tabular_mdp(probe([[0.0, 1.0], [2.0, 0.0]]))
+    policy, value = policies.tabular(3, 2), policies.tabular_value(3)
+    gradient_fn = gradients.policy_gradient(
+        env,
+        env.default_params,
+        policy,
+        estimator(form, baseline),
+        Hyper(discount=0.9),
+        num_episodes=32,
+        horizon=3,
+        value_function=value,
+    )
+    params = {"policy": policy.init(KEY, None), "value": value.init(KEY, None)}
+    optimizer = optax.adam(0.1)
+    state = train.init(KEY, params, optimizer)
+    state, _ = jax.jit(
+        lambda state: train.train(KEY, state, gradient_fn, optimizer, num_steps=120)
+    )(state)
+    probs = jax.nn.softmax(state.params["policy"])
+    assert probs[0, 1] > 0.9 and probs[1, 0] > 0.9
+    if form != "total_return":
+        np.testing.assert_allclose(state.params["value"][1], 2.0, atol=0.3)
+
+
+def test_learns_cartpole():
+    env, env_params = environments.make("CartPole-v1")
+    policy = policies.make("mlp", env, env_params)
+    gradient_fn = gradients.policy_gradient(
+        env, env_params, policy, estimator(), Hyper(1.0), num_episodes=256, horizon=500
+    )
+    optimizer = optax.adam(1e-2)
+    state = train.init(KEY, policy.init(KEY, jnp.zeros(4)), optimizer)
+    state, metrics = jax.jit(
+        lambda state: train.train(KEY, state, gradient_fn, optimizer, num_steps=15)
+    )(state)
+    assert metrics["return"][0] < 40
+    assert metrics["return"][-1] > 400

@@ -1,0 +1,95 @@
+"""Training: optax's ascent, skipped updates, resuming, state, and one compilation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pgjax import train
+
+KEY = jax.random.key(0)
+
+
+def uphill(key, params):
+    """Gradient of -(x - 3)^2 / 2, with a little noise."""
+    noise = 0.1 * jax.random.normal(key, params.shape)
+    return 3.0 - params + noise, {"distance": jnp.abs(params - 3.0)}
+
+
+def run(state, num_steps, gradient_fn=uphill, optimizer=None, key=KEY):
+    optimizer = optimizer or optax.adam(0.1)
+    return jax.jit(
+        lambda key, state: train.train(key, state, gradient_fn, optimizer, num_steps=num_steps)
+    )(key, state)
+
+
+def start(gradient_fn=None):
+    return train.init(KEY, jnp.float32(0.0), optax.adam(0.1), gradient_fn)
+
+
+def test_ascends_and_stacks_metrics():
+    state, metrics = run(start(), 200)
+    np.testing.assert_allclose(state.params, 3.0, atol=0.2)
+    assert metrics["distance"].shape == metrics["gradient_norm"].shape == (200,)
+    assert state.step == 200 and state.skipped == 0
+
+
+def test_plain_sgd_is_theta_plus_alpha_g():
+    gradient_fn = lambda key, params: (jnp.float32(2.0), {})
+    state = train.init(KEY, jnp.float32(1.0), optax.sgd(0.5))
+    state, _ = train.step(KEY, state, gradient_fn, optax.sgd(0.5))
+    assert state.params == 2.0
+
+
+def test_going_on_is_bitwise_the_same_as_never_stopping():
+    whole, metrics = run(start(), 6)
+    half, first = run(start(), 3)
+    rest, second = run(half, 3)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(rest), strict=True):
+        np.testing.assert_array_equal(a, b)
+    joined = jnp.concatenate([first["distance"], second["distance"]])
+    np.testing.assert_array_equal(metrics["distance"], joined)
+
+
+def test_steps_use_different_keys():
+    noise = lambda key, params: (jnp.zeros(()), {"noise": jax.random.normal(key)})
+    _, metrics = run(start(), 50, noise)
+    assert len(np.unique(metrics["noise"])) == 50
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_non_finite_gradients_are_skipped_and_counted(bad):
+    def sometimes(key, params):
+        gradient, metrics = uphill(key, params)
+        return jnp.where(jax.random.bernoulli(key), bad, gradient), metrics
+
+    state, metrics = run(start(), 300, sometimes)
+    assert state.skipped == jnp.sum(~metrics["finite"])
+    assert 100 < state.skipped < 200
+    np.testing.assert_allclose(state.params, 3.0, atol=0.2)
+
+
+def test_state_is_carried():
+    running_mean = train.StatefulGradientFn(
+        init=lambda key, params: jnp.float32(0.0),
+        step=lambda key, params, state: (params * 0, state + 1, {"count": state}),
+    )
+    state, metrics = run(start(running_mean), 4, running_mean)
+    np.testing.assert_array_equal(metrics["count"], [0, 1, 2, 3])
+    assert state.gradient_state == 4
+
+
+def test_second_call_does_not_compile_again():
+    traced = []
+
+    def counted(key, params):
+        traced.append(1)
+        return uphill(key, params)
+
+    optimizer = optax.adam(0.1)
+    step = jax.jit(lambda key, state: train.step(key, state, counted, optimizer))
+    state, _ = step(KEY, start())
+    for seed in range(3):
+        state, _ = step(jax.random.key(seed), state)
+    assert len(traced) == step._cache_size() == 1
