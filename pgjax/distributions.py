@@ -63,8 +63,13 @@ class Categorical(NamedTuple):
         return x
 
     def log_prob(self, x):
-        log_probs = jax.nn.log_softmax(self.logits)
-        return jnp.take_along_axis(log_probs, x[..., None], axis=-1)[..., 0]
+        x = jnp.asarray(x, jnp.int32)
+        shape = jnp.broadcast_shapes(x.shape, self.batch_shape)
+        log_probs = jnp.broadcast_to(
+            jax.nn.log_softmax(self.logits), (*shape, self.logits.shape[-1])
+        )
+        index = jnp.broadcast_to(x, shape)[..., None]
+        return jnp.take_along_axis(log_probs, index, axis=-1)[..., 0]
 
     def entropy(self):
         return jnp.sum(_plogp(jax.nn.log_softmax(self.logits)), axis=-1)

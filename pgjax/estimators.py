@@ -253,12 +253,14 @@ def psi(estimator: Estimator, steps: Steps, hyper: Hyper) -> chex.Array:
     steps = _cleared(steps)
     form = FORMS[estimator.form](steps, hyper)
     weight = steps.mask * (form - _baseline(estimator, form, steps, hyper))
+    if estimator.form == "total_return":
+        return weight
     return weight * state_weight(estimator, steps, hyper)
 
 
 def state_weight(estimator: Estimator, steps: Steps, hyper: Hyper) -> chex.Array:
     """How much the visit at each step counts, `[N, T]`: gamma^t or one."""
-    if estimator.state_weighting == "uniform" or estimator.form == "total_return":
+    if estimator.state_weighting == "uniform":
         return jnp.ones_like(steps.reward)
     _, elapsed = _clock(steps)
     return jnp.asarray(hyper.discount, steps.reward.dtype) ** elapsed
@@ -299,12 +301,15 @@ def _baseline(estimator, form, steps, hyper):
 def _cleared(steps: Steps) -> Steps:
     """Floats, zero wherever the row is not live (multiplying would let NaN through).
 
-    A row's last live step is a boundary, said or not.
+    There is no value after a natural end, and a row's last live step is a boundary, said or not.
     """
     dtype = jnp.result_type(steps.reward, float)
     live = steps.mask > 0
     ends = live & ~jnp.pad(live[:, 1:], ((0, 0), (0, 1)))
-    steps = steps._replace(boundary=(steps.boundary > 0) | ends)
+    steps = steps._replace(
+        boundary=(steps.boundary > 0) | ends,
+        next_value=jnp.where(steps.terminated > 0, 0, steps.next_value),
+    )
     return jax.tree.map(lambda x: jnp.where(live, x, 0).astype(dtype), steps)
 
 

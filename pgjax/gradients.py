@@ -247,7 +247,7 @@ def _regression(params, trajectory, target, value_function, chunk_size) -> Param
 
 
 class _Chunks(NamedTuple):
-    """Indices of live samples, cut into chunks; the tail of the last repeats sample 0."""
+    """Indices of live samples, cut into chunks; the tail repeats the first of them."""
 
     index: chex.Array  # [C, B] int32
     valid: chex.Array  # [C, B] one for live samples, zero for the tail
@@ -263,9 +263,10 @@ def _live_chunks(live: chex.Array, chunk_size: int) -> _Chunks:
     padded = num_chunks * width
     (index,) = jnp.nonzero(live, size=padded, fill_value=0)
     count = jnp.sum(live)
-    valid = (jnp.arange(padded) < count).astype(jnp.result_type(float))
-    needed = batching.max_of_all(-(-count // width))
-    return _Chunks(index.reshape(num_chunks, width), valid.reshape(num_chunks, width), needed)
+    valid = jnp.arange(padded) < count
+    index = jnp.where(valid, index, index[0]).reshape(num_chunks, width)
+    valid = valid.astype(jnp.result_type(float)).reshape(num_chunks, width)
+    return _Chunks(index, valid, num=batching.max_of_all(-(-count // width)))
 
 
 def _accumulate(

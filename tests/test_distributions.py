@@ -441,3 +441,12 @@ def test_beta_is_symmetric_under_reflection(alpha, beta, x):
     np.testing.assert_allclose(log_prob(law, x), log_prob(mirrored, 1 - x), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(entropy(law), entropy(mirrored), rtol=1e-3, atol=1e-4)
     assert entropy(law) <= 1e-5
+
+
+def test_categorical_scores_more_values_than_it_has_batch():
+    logits = jnp.array([0.1, -0.4, 1.0])
+    scores = distributions.categorical(logits).log_prob(jnp.arange(3))
+    np.testing.assert_allclose(scores, jax.nn.log_softmax(logits), rtol=1e-6)
+    batch = distributions.categorical(jnp.stack([logits, -logits])).log_prob(1)
+    expected = [jax.nn.log_softmax(logits)[1], jax.nn.log_softmax(-logits)[1]]
+    np.testing.assert_allclose(batch, expected, rtol=1e-6)

@@ -131,9 +131,10 @@ def test_next_value_of_the_last_step_is_that_of_the_final_observation():
         assert np.all(next_value[row, length:] == 0)
 
 
-def test_entropy_bonus_is_the_gradient_of_the_entropy():
+@pytest.mark.parametrize("form", ["reward_to_go", "total_return"])
+def test_entropy_bonus_is_the_gradient_of_the_entropy(form):
     """With zero rewards only the bonus is left: sum over live steps of grad H, mean over rows."""
-    *_, (env, env_params, policy, _, chosen) = cartpole()
+    *_, (env, env_params, policy, _, chosen) = cartpole(form)
     params = jax.tree.map(lambda x: x + 0.3, policy.init(KEY, jnp.zeros(4)))
     trajectory = roll(env, env_params, policy, params, 6, 20)
     trajectory = trajectory._replace(reward=jnp.zeros_like(trajectory.reward))
@@ -151,6 +152,34 @@ def test_entropy_bonus_is_the_gradient_of_the_entropy():
         return 0.5 * jnp.sum(weight * entropies) / 6
 
     assert_trees_close(gradient, jax.jit(jax.grad(bonus))(params), rtol=1e-3, atol=1e-6)
+
+
+def test_rows_that_were_never_live_do_not_count():
+    """Whatever stands in them, NaN observations and values after a natural end included."""
+    *_, (env, env_params, policy, _, chosen) = cartpole()
+    params = policy.init(KEY, jnp.zeros(4))
+    trajectory = roll(env, env_params, policy, params, 5, 40)
+    value = jnp.where(trajectory.terminated, jnp.nan, trajectory.mask)
+
+    @jax.jit
+    def gradient(trajectory):
+        return gradients.trajectory_gradient(
+            params,
+            trajectory,
+            policy=policy,
+            estimator=estimator("gae", "none"),
+            hyper=Hyper(),
+            value=trajectory.mask,
+            next_value=value,
+        )
+
+    whole = gradient(trajectory)
+    dead = trajectory._replace(
+        obs=trajectory.obs.at[0].set(jnp.nan), mask=trajectory.mask.at[0].set(0)
+    )
+    rest = gradient(dead)
+    own = gradient(trajectory._replace(mask=trajectory.mask.at[1:].set(0)))
+    assert_trees_close(jax.tree.map(jnp.add, rest, own), whole, rtol=1e-4, atol=1e-6)
 
 
 def test_hyperparameters_can_be_vmapped():

@@ -5,6 +5,7 @@ mistake itself and check that it would have been caught. Pitfalls of single kern
 sums, tanh and its entropy, the ends of GAE, higher derivatives) are tested where those kernels are.
 """
 
+import functools
 import itertools
 
 import jax
@@ -24,13 +25,14 @@ from pgjax.estimators import (
     is_unbiased,
     psi,
 )
-from pgjax.gradients import policy_gradient, trajectory_gradient
+from pgjax.gradients import make_steps, policy_gradient, trajectory_gradient
 from pgjax.rollout import Trajectory, episodes
 from pgjax.score import surrogate
 
 from .enumeration import enumerate_paths, exact_gradient, problem, scores, softmax
 
 HYPER = Hyper(discount=0.5, lambda_=0.7, n=2, constant=0.37)
+BOOTSTRAPPING = ("td_residual", "n_step", "gae")
 COUPLED = ("batch_mean", "leave_one_out", "leave_one_out_live", "time_mean", "standardise")
 LOGITS = np.array([[0.3, -0.2], [-0.4, 0.6], [0.1, 0.2]])
 LEVEL = 1e-4
@@ -53,10 +55,16 @@ def accepted():
 ACCEPTED = list(accepted())
 UNCOUPLED = [choice for choice in ACCEPTED if choice.baseline not in COUPLED]
 COUPLED_ONES = [choice for choice in ACCEPTED if choice.baseline in COUPLED]
+REPRESENTATIVE = [
+    estimator("total_return", "constant", "uniform"),
+    estimator("reward_to_go", "leave_one_out", "discounted"),
+    estimator("n_step", "standardise", "discounted"),
+    estimator("gae", "value", "discounted"),
+]
 
 
 def each(choices):
-    return pytest.mark.parametrize("choice", choices, ids=lambda choice: "-".join(choice))
+    return pytest.mark.parametrize("choice", choices, ids="-".join)
 
 
 def steps_of(reward, *, value=0.0, next_value=0.0, terminated=0.0, boundary=None, mask=1.0):
@@ -78,18 +86,22 @@ def trajectory_of(obs, action, reward, mask, terminated, truncated):
     )
 
 
-def gradient_of(trajectory, choice, hyper=HYPER, **values):
+@functools.cache
+def compiled_gradient(choice):
+    return jax.jit(
+        functools.partial(
+            trajectory_gradient,
+            policy=policies.tabular(*LOGITS.shape),
+            estimator=choice,
+            hyper=HYPER,
+        )
+    )
+
+
+def gradient_of(trajectory, choice, **values):
     """trajectory_gradient of a tabular policy over the states and actions of `LOGITS`."""
     arrays = {name: jnp.asarray(value, float) for name, value in values.items()}
-    gradient = trajectory_gradient(
-        jnp.asarray(LOGITS),
-        trajectory,
-        policy=policies.tabular(*LOGITS.shape),
-        estimator=choice,
-        hyper=hyper,
-        **arrays,
-    )
-    return np.asarray(gradient)
+    return compiled_gradient(choice)(jnp.asarray(LOGITS), trajectory, **arrays)
 
 
 def score(state, action):
@@ -97,6 +109,23 @@ def score(state, action):
     gradient = np.zeros(LOGITS.shape)
     gradient[state] = np.eye(LOGITS.shape[1])[action] - softmax(LOGITS)[state]
     return gradient
+
+
+@functools.cache
+def compiled_weights(family):
+    """psi of a family of estimators, as one program: faster than a program for each."""
+    return jax.jit(lambda steps, hyper: [psi(choice, steps, hyper) for choice in family])
+
+
+def weights_of(choice, steps, hyper=HYPER):
+    family = tuple(UNCOUPLED if choice in UNCOUPLED else COUPLED_ONES)
+    return np.asarray(compiled_weights(family)(steps, hyper)[family.index(choice)])
+
+
+def batch_weights(choice, trajectory, values, hyper=HYPER):
+    """psi of what the gradient reads of a Trajectory."""
+    arrays = {name: jnp.asarray(value, float) for name, value in values.items()}
+    return weights_of(choice, make_steps(choice, trajectory, **arrays), hyper)
 
 
 def random_batch(lengths, horizon, seed=0):
@@ -157,18 +186,18 @@ def test_02_two_episodes_give_the_whole_gradient(baseline, share):
 
 
 @each([choice for choice in ACCEPTED if is_unbiased(choice, HYPER._replace(lambda_=1.0))[0]])
-def test_03_ten_times_the_reward_is_ten_times_the_gradient(choice):
+def test_03_ten_times_the_reward_is_ten_times_the_weight(choice):
     hyper = HYPER._replace(lambda_=1.0)
     trajectory, values = random_batch([2, 4, 1], 4)
-    gradient = gradient_of(trajectory, choice, hyper, **values)
-    larger = gradient_of(
-        trajectory._replace(reward=10 * trajectory.reward),
+    weights = batch_weights(choice, trajectory, values, hyper)
+    larger = batch_weights(
         choice,
+        trajectory._replace(reward=10 * trajectory.reward),
+        {name: 10 * value for name, value in values.items()},
         hyper._replace(constant=10 * hyper.constant),
-        **{name: 10 * value for name, value in values.items()},
     )
-    assert np.abs(gradient).max() > 1e-2
-    np.testing.assert_allclose(larger, 10 * gradient, rtol=1e-9, atol=1e-9)
+    assert np.abs(weights).max() > 1e-2
+    np.testing.assert_allclose(larger, 10 * weights, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -177,9 +206,9 @@ def test_03_standardised_weights_do_not_follow_the_scale_and_are_labelled_biased
     assert not is_unbiased(choice, HYPER._replace(discount=1.0, lambda_=1.0))[0]
     trajectory, values = random_batch([2, 4, 1], 4)
     larger = trajectory._replace(reward=10 * trajectory.reward)
-    gradient = gradient_of(trajectory, choice, **values)
-    scaled = gradient_of(larger, choice, **{name: 10 * value for name, value in values.items()})
-    np.testing.assert_allclose(scaled, gradient, rtol=1e-9, atol=1e-9)
+    scaled = batch_weights(choice, larger, {name: 10 * value for name, value in values.items()})
+    weights = batch_weights(choice, trajectory, values)
+    np.testing.assert_allclose(scaled, weights, rtol=1e-9, atol=1e-9)
 
 
 def test_04_standardising_is_over_the_batch():
@@ -205,42 +234,51 @@ def test_04_standardising_is_over_the_batch():
         psi(choice, jax.tree.map(lambda x: x[:1], steps), hyper)
 
 
-@each(ACCEPTED)
-def test_05_padding_and_what_stands_in_it_change_nothing(choice):
-    trajectory, values = random_batch([2, 4, 1], 4)
+def padded_with_garbage(trajectory, values):
+    """Three more steps a row; whatever is not live is not finite, not legal or a false flag."""
     dead = np.pad(np.asarray(trajectory.mask), ((0, 0), (0, 3))) == 0
+    garbage = np.where(np.arange(dead.shape[1]) % 2, np.nan, np.inf)
 
-    def pad(array, garbage):
-        return np.where(dead, garbage, np.pad(np.asarray(array), ((0, 0), (0, 3))))
+    def pad(array, filling):
+        return np.where(dead, filling, np.pad(np.asarray(array), ((0, 0), (0, 3))))
 
-    garbage = np.where(np.arange(7) % 2, np.nan, np.inf)
     padded = trajectory_of(
-        obs=pad(trajectory.obs, 2),
-        action=pad(trajectory.action, 1),
+        obs=pad(trajectory.obs, 10**6),
+        action=pad(trajectory.action, -7),
         reward=pad(trajectory.reward, garbage),
         mask=pad(trajectory.mask, 0),
         terminated=pad(trajectory.terminated, True),
         truncated=pad(trajectory.truncated, True),
     )._replace(log_prob=jnp.asarray(pad(trajectory.log_prob, garbage)))
-    padded_values = {name: pad(value, garbage) for name, value in values.items()}
+    return padded, {name: pad(value, garbage) for name, value in values.items()}
+
+
+@each(ACCEPTED)
+def test_05_padding_and_what_stands_in_it_change_no_weight(choice):
+    trajectory, values = random_batch([2, 4, 1], 4)
+    padded, padded_values = padded_with_garbage(trajectory, values)
+    weights = batch_weights(choice, padded, padded_values)
+    expected = np.pad(batch_weights(choice, trajectory, values), ((0, 0), (0, 3)))
+    np.testing.assert_allclose(weights, expected, atol=1e-12)
+    unmasked = padded._replace(mask=jnp.ones(weights.shape))
+    assert not np.isfinite(batch_weights(choice, unmasked, padded_values)).all()
+
+
+@each(REPRESENTATIVE)
+def test_05_padding_and_what_stands_in_it_do_not_change_the_gradient(choice):
+    trajectory, values = random_batch([2, 4, 1], 4)
+    padded, padded_values = padded_with_garbage(trajectory, values)
     expected = gradient_of(trajectory, choice, **values)
     np.testing.assert_allclose(gradient_of(padded, choice, **padded_values), expected, atol=1e-12)
-    unmasked = padded._replace(mask=jnp.ones(dead.shape))
-    assert not np.isfinite(gradient_of(unmasked, choice, **padded_values)).all()
 
 
-@each(UNCOUPLED)
-def test_05_every_episode_keeps_its_weight(choice):
-    trajectory, values = random_batch([2, 4, 1], 4)
-    alone = [
-        gradient_of(
-            jax.tree.map(lambda x, i=i: x[i : i + 1], trajectory),
-            choice,
-            **{name: value[i : i + 1] for name, value in values.items()},
-        )
-        for i in range(3)
-    ]
-    together = gradient_of(trajectory, choice, **values)
+def test_05_every_episode_keeps_its_weight():
+    """The mean over episodes; a mean over steps would favour the short ones' neighbours."""
+    choice = estimator("reward_to_go", "none", "discounted")
+    trajectory, _ = random_batch([2, 4, 1], 4)
+    rows = jax.tree.map(lambda x: x[:, None], trajectory._replace(final_obs=None))
+    alone = np.asarray(jax.vmap(lambda row: gradient_of(row, choice))(rows))
+    together = gradient_of(trajectory, choice)
     np.testing.assert_allclose(together, np.mean(alone, axis=0), atol=1e-12)
     mean_over_steps = np.sum(alone, axis=0) / np.sum(trajectory.mask)
     assert np.abs(together - mean_over_steps).max() > 1e-2
@@ -261,7 +299,7 @@ def test_06_the_last_action_and_its_reward_count():
         assert np.abs(control - expected).max() > 0.1
 
 
-@pytest.mark.parametrize("horizon", [1, 2, 3, 4, 200])
+@pytest.mark.parametrize("horizon", [2, 3, 40])
 def test_06_rollouts_keep_the_last_step(horizon):
     """Three steps to the end, the last one paid: kept by every horizon that reaches it."""
     env, env_params = chain_environment(3, [0.0, 0.0, 5.0])
@@ -292,40 +330,40 @@ def test_06_rollouts_keep_the_last_step(horizon):
     assert cut[:, live - 1].all() == (horizon < 3)
 
 
-@pytest.mark.parametrize("choice", [estimator("reward_to_go", "none", "uniform")])
-def test_07_the_return_starts_with_its_own_reward(choice):
+def test_07_the_return_starts_with_its_own_reward():
     steps = steps_of([[1.0, 2.0, 4.0]], terminated=[[0, 0, 1]])
-    weights = np.asarray(psi(choice, steps, HYPER))
+    weights = np.asarray(psi(estimator("reward_to_go", "none", "uniform"), steps, HYPER))
     np.testing.assert_allclose(weights, [[3.0, 4.0, 4.0]], atol=1e-12)
     shifted = [[2 + 4 / 2, 4.0, 0.0]]
     assert np.abs(weights - shifted).max() >= 1
 
 
-def two_in_one_row(first_value_of_second=None):
-    """An episode of three steps (cut) and one of two (ended), in one row and in two."""
-    random = np.random.default_rng(6)
-    reward, value, next_value = random.normal(size=(3, 1, 5))
-    if first_value_of_second is not None:
-        value[0, 3] = first_value_of_second
+def two_in_one_row():
+    """An episode of three steps (cut) and one of two (ended), in one row."""
+    reward, value, next_value = np.random.default_rng(6).normal(size=(3, 1, 5))
     terminated, boundary = np.array([[0, 0, 0, 0, 1]]), np.array([[0, 0, 1, 0, 1]])
-    columns = dict(value=value, next_value=next_value, terminated=terminated, boundary=boundary)
-    parts = [
-        steps_of(reward[:, part], **{name: column[:, part] for name, column in columns.items()})
-        for part in (slice(0, 3), slice(3, 5))
-    ]
-    return steps_of(reward, **columns), parts
+    return steps_of(
+        reward, value=value, next_value=next_value, terminated=terminated, boundary=boundary
+    )
+
+
+def in_two_rows(row):
+    """The same two episodes, a row each."""
+
+    def split(x):
+        return jnp.stack([x[0].at[3:].set(0), jnp.roll(x[0].at[:3].set(0), -3)])
+
+    return jax.tree.map(split, row)
 
 
 @each(UNCOUPLED)
 def test_08_two_episodes_in_a_row_equal_two_rows(choice):
     """Returns, traces and the powers of gamma all start again after a boundary."""
-    row, parts = two_in_one_row()
-    weights = np.asarray(psi(choice, row, HYPER))
-    expected = np.concatenate([psi(choice, part, HYPER) for part in parts], axis=1)
+    row = two_in_one_row()
+    weights, expected = weights_of(choice, row), weights_of(choice, in_two_rows(row))
+    expected = np.concatenate([expected[:1, :3], expected[1:, :2]], axis=1)
     np.testing.assert_allclose(weights, expected, atol=1e-12)
-    leaking = psi(
-        choice, row._replace(boundary=jnp.zeros((1, 5)), terminated=row.terminated), HYPER
-    )
+    leaking = weights_of(choice, row._replace(boundary=jnp.zeros((1, 5))))
     local = choice.form == "td_residual" and choice.state_weighting == "uniform"
     assert (np.abs(leaking - expected).max() > 1e-3) != local
 
@@ -336,17 +374,17 @@ def test_09_nothing_bootstraps_from_the_observation_after_reset(choice):
 
     What follows a natural end is worth zero whatever V says of it.
     """
-    weights = [np.asarray(psi(choice, two_in_one_row(v)[0], HYPER)) for v in (0.0, 1e6)]
-    np.testing.assert_array_equal(weights[0][:, :3], weights[1][:, :3])
-    row, _ = two_in_one_row()
-    garbage = row._replace(next_value=row.next_value.at[0, 4].set(1e6))
-    np.testing.assert_array_equal(psi(choice, row, HYPER), psi(choice, garbage, HYPER))
-    if choice.form in ("td_residual", "n_step", "gae"):
-        cut = row._replace(next_value=row.next_value.at[0, 2].set(1e6))
-        assert np.abs(psi(choice, row, HYPER) - psi(choice, cut, HYPER)).max() > 1e3
+    row = two_in_one_row()
+    plain = weights_of(choice, row)
+    reset = weights_of(choice, row._replace(value=row.value.at[0, 3].set(1e6)))
+    np.testing.assert_array_equal(reset[:, :3], plain[:, :3])
+    ended = weights_of(choice, row._replace(next_value=row.next_value.at[0, 4].set(1e6)))
+    np.testing.assert_array_equal(ended, plain)
+    cut = weights_of(choice, row._replace(next_value=row.next_value.at[0, 2].set(1e6)))
+    assert (np.abs(cut - plain).max() > 1e3) == (choice.form in BOOTSTRAPPING)
 
 
-@pytest.mark.parametrize("form", ["td_residual", "n_step", "gae"])
+@pytest.mark.parametrize("form", BOOTSTRAPPING)
 def test_09_rollouts_bootstrap_from_the_true_next_observation(form):
     """0 -> 1 -> 2 -> 3, cut after two steps in front of 2; rows of the gradient are states."""
     env, env_params = chain_environment(3, [1.0, 2.0, 5.0])
@@ -360,10 +398,11 @@ def test_09_rollouts_bootstrap_from_the_true_next_observation(form):
         horizon=2,
         value_function=policies.tabular_value(4),
     )
+    compiled = jax.jit(gradient_fn)
 
     def second_row(value):
         params = {"policy": jnp.zeros((4, 2)), "value": jnp.array(value)}
-        gradient, _ = gradient_fn(jax.random.key(0), params)
+        gradient, _ = compiled(jax.random.key(0), params)
         return np.asarray(gradient["policy"][1])
 
     plain = second_row([0.0, 1.0, 7.0, 0.0])
@@ -374,7 +413,7 @@ def test_09_rollouts_bootstrap_from_the_true_next_observation(form):
     np.testing.assert_allclose(plain / advantage, without_future / advantage_without, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", ["td_residual", "n_step", "gae"])
+@pytest.mark.parametrize("form", BOOTSTRAPPING)
 def test_10_truncation_is_not_termination(form):
     """r = (1 - gamma) c and V = c: no action is better than expected, wherever the row is cut."""
     c, choice = 3.0, estimator(form, "value", "discounted")
@@ -390,19 +429,19 @@ def test_10_truncation_is_not_termination(form):
 @each(ACCEPTED)
 def test_11_terminated_wins_over_truncated(choice):
     trajectory, values = random_batch([2, 4, 1], 4)
-    ends = trajectory.terminated | trajectory.truncated
-    natural = trajectory._replace(terminated=ends, truncated=jnp.zeros_like(ends))
-    both = natural._replace(truncated=ends)
-    expected = gradient_of(natural, choice, **values)
-    np.testing.assert_array_equal(gradient_of(both, choice, **values), expected)
-    cut = gradient_of(
-        natural._replace(terminated=natural.truncated, truncated=ends), choice, **values
-    )
-    bootstraps = choice.form in ("td_residual", "n_step", "gae")
-    assert (np.abs(cut - expected).max() > 1e-3) == bootstraps
+    ends, never = trajectory.terminated | trajectory.truncated, jnp.zeros((3, 4), bool)
+
+    def weights(terminated, truncated):
+        flagged = trajectory._replace(terminated=terminated, truncated=truncated)
+        return batch_weights(choice, flagged, values)
+
+    natural = weights(ends, never)
+    np.testing.assert_array_equal(weights(ends, ends), natural)
+    bootstraps = choice.form in BOOTSTRAPPING
+    assert (np.abs(weights(never, ends) - natural).max() > 1e-3) == bootstraps
 
 
-@each([choice for choice in ACCEPTED if choice.form == "gae" or choice.baseline == "value"])
+@each([estimator(form, "value", "discounted") for form in ("reward_to_go", "n_step", "gae")])
 def test_12_the_policy_term_does_not_move_the_values(choice):
     random = np.random.default_rng(8)
     reward, log_prob, obs_value = (jnp.asarray(x) for x in random.normal(size=(3, 2, 4)))
@@ -433,9 +472,9 @@ def test_12_values_follow_their_own_loss_only(form):
         horizon=3,
         value_function=policies.tabular_value(3),
     )
+    compiled = jax.jit(gradient_fn)
     for logits in (jnp.zeros((3, 2)), jnp.asarray(LOGITS)):
-        params = {"policy": logits, "value": jnp.asarray(value)}
-        gradient, _ = gradient_fn(jax.random.key(1), params)
+        gradient, _ = compiled(jax.random.key(1), {"policy": logits, "value": jnp.asarray(value)})
         target = {"reward_to_go": [1 + 5 / 2, 5.0], "td_residual": [1 - 0.8 / 2, 5.0]}[form]
         error = np.array([*target, 0.0]) - value
         np.testing.assert_allclose(gradient["value"], error / 2, atol=1e-12)
@@ -466,18 +505,18 @@ def test_16_the_entropy_bonus_moves_the_policy():
     """Analytic at every step; the mean of the directly differentiated sample is zero."""
     world = problem()
     paths, policy = enumerate_paths(world), softmax(world.logits)
-    hyper = Hyper(discount=0.8)
     choice = estimator("reward_to_go", "none", "uniform")
     trajectory = trajectory_of(
         paths.obs, paths.action, 0 * paths.reward, paths.mask, paths.terminated, paths.truncated
     )
-    gradient = trajectory_gradient(
-        jnp.asarray(world.logits),
-        trajectory,
-        policy=policies.tabular(3, 3),
-        estimator=choice,
-        hyper=hyper._replace(entropy_cost=0.3),
-    )
+    gradient = jax.jit(
+        functools.partial(
+            trajectory_gradient,
+            policy=policies.tabular(3, 3),
+            estimator=choice,
+            hyper=Hyper(discount=0.8, entropy_cost=0.3),
+        )
+    )(jnp.asarray(world.logits), trajectory)
     entropy = -np.sum(policy * np.log(policy), axis=1, keepdims=True)
     slope = -policy * (np.log(policy) + entropy)  # of the entropy of each state in its logits
     visits = np.bincount(paths.obs[paths.mask > 0], minlength=3)[:, None] / len(paths.mask)
@@ -574,12 +613,9 @@ def test_24_one_episode_is_refused_where_others_are_needed(choice):
 
 @each(COUPLED_ONES)
 def test_24_no_spread_and_no_live_others_give_finite_weights(choice):
-    mask = np.array([[1, 1, 1], [1, 0, 0]])
-    ends = np.array([[0, 0, 1], [1, 0, 0]])
-    uneven = psi(
-        choice, steps_of([[1.0, 2.0, 3.0], [1.0, 0.0, 0.0]], terminated=ends, mask=mask), HYPER
-    )
+    mask, ends = np.array([[1, 1, 1], [1, 0, 0]]), np.array([[0, 0, 1], [1, 0, 0]])
+    uneven = weights_of(choice, steps_of([[1.0, 2, 3], [1, 0, 0]], terminated=ends, mask=mask))
     assert np.isfinite(uneven).all() and np.abs(uneven).max() > 0
     for level in (0.0, 0.1, 1e6):
-        equal = psi(choice, steps_of(np.full((2, 1), level), terminated=1.0), HYPER)
+        equal = weights_of(choice, steps_of(np.full((2, 1), level), terminated=1.0))
         np.testing.assert_array_equal(equal, 0.0)

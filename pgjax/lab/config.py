@@ -53,9 +53,9 @@ class Config:
     entropy_cost: float = 0.0
     """Weight of the entropy bonus."""
 
-    num_episodes: int = 1024
+    num_episodes: int = 256
     """Episodes of one update."""
-    num_updates: int = 12
+    num_updates: int = 20
     """Updates of the run."""
     optimizer: str = "adam"
     """Optimiser: adam, adamw, rmsprop or sgd."""

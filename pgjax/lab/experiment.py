@@ -92,13 +92,25 @@ def build(config: Config) -> Experiment:
     return Experiment(init, run, evaluate)
 
 
+def describe(config: Config) -> str:
+    """One line that says what a run ascends, and whether it is biased."""
+    estimator = estimators.estimator(config.form, config.baseline, config.state_weighting)
+    unbiased, reason = estimators.is_unbiased(estimator, _hyper(config))
+    seeds = "1 seed" if config.seeds == 1 else f"{config.seeds} seeds"
+    verdict = "unbiased" if unbiased else "biased"
+    return (
+        f"{config.env}, {' + '.join(estimator)} ({verdict}: {reason}), "
+        f"{config.num_updates} updates of {config.num_episodes} episodes, {seeds}"
+    )
+
+
 def over_seeds(experiment: Experiment) -> Experiment:
-    """The same for many seeds in one compiled program: every array leads with an axis of seeds.
+    """The same for many seeds in one compiled program; every array leads with an axis of seeds.
 
     The state given to `train` is donated. Each function compiles once a shape.
     """
 
-    def run(key: chex.PRNGKey, state: TrainState, *, num_steps: int):
+    def train(key: chex.PRNGKey, state: TrainState, *, num_steps: int):
         return jax.vmap(partial(experiment.train, num_steps=num_steps))(key, state)
 
     def evaluate(key: chex.PRNGKey, params: Any, *, num_episodes: int, greedy: bool = False):
@@ -107,7 +119,7 @@ def over_seeds(experiment: Experiment) -> Experiment:
 
     return Experiment(
         init=jax.jit(jax.vmap(experiment.init)),
-        train=jax.jit(run, static_argnames="num_steps", donate_argnums=1),
+        train=jax.jit(train, static_argnames="num_steps", donate_argnums=1),
         evaluate=jax.jit(evaluate, static_argnames=("num_episodes", "greedy")),
     )
 
@@ -117,7 +129,7 @@ def keys(config: Config) -> Keys:
 
     @jax.jit
     @jax.vmap
-    def split(seed: chex.Array) -> Keys:
+    def split(seed: jax.Array) -> Keys:
         return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
 
     return split(config.seed + np.arange(config.seeds, dtype=np.uint32))
@@ -155,6 +167,6 @@ def _horizon(config: Config, env_params: Any) -> int:
     return limit
 
 
-def _blank_observation(env: Any, env_params: Any) -> chex.Array:
+def _blank_observation(env: Any, env_params: Any) -> jax.Array:
     obs, _ = jax.eval_shape(env.reset_env, jax.random.key(0), env_params)
     return jnp.zeros(obs.shape, obs.dtype)

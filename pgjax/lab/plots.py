@@ -56,7 +56,7 @@ def common_grid(env_steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, 
       The grid `[points]`, and the values on it `[seeds, points]`.
     """
     start, end = env_steps[:, 0].max(), env_steps[:, -1].min()
-    grid = np.linspace(start, max(start, end), max(POINTS, env_steps.shape[1]))
+    grid = np.linspace(start, max(start, end), POINTS)
     pairs = zip(env_steps, values, strict=True)
     return grid, np.stack([np.interp(grid, steps, value) for steps, value in pairs])
 

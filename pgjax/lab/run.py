@@ -96,6 +96,7 @@ def follow(run: Run) -> int | None:
       The number of the signal that stopped it; None at the end.
     """
     say = lambda text: print(text, flush=True)
+    say(experiment.describe(run.config))
     with interrupts.noted() as signals, ThreadPoolExecutor(1) as worker:
         # XLA compiles without holding Python up, so the smaller programs compile beside it.
         beginning = worker.submit(_begin, run)
@@ -153,7 +154,10 @@ def _begin(run: Run) -> Progress:
 def _compile_evaluation(run: Run) -> None:
     state = jax.eval_shape(run.experiment.init, run.keys.init)
     run.experiment.evaluate.lower(
-        run.keys.evaluation, state.params, num_episodes=run.config.evaluation_episodes
+        run.keys.evaluation,
+        state.params,
+        num_episodes=run.config.evaluation_episodes,
+        greedy=False,
     ).compile()
 
 

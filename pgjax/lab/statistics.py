@@ -5,7 +5,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+CUT = 0.25
+"""Share of the values left out at either end."""
+
 ENOUGH_FOR_IQM = 4
+"""Seeds from which on anything is left out."""
 
 
 class Summary(NamedTuple):
@@ -24,7 +28,7 @@ def iqm(values: np.ndarray) -> np.ndarray:
     Args:
       values: `[seeds, ...]`.
     """
-    return np.asarray(stats.trim_mean(values, 0.25, axis=0))
+    return np.asarray(stats.trim_mean(values, CUT, axis=0))
 
 
 def summarise(
@@ -43,7 +47,7 @@ def summarise(
     values = np.asarray(values, np.float64)
     rng = np.random.default_rng(seed)
     draws = rng.integers(len(values), size=(num_resamples, len(values)))
-    centres = np.stack([iqm(values[draw]) for draw in draws])
+    centres = stats.trim_mean(values[draws], CUT, axis=1)
     tail = (1 - level) / 2
     low, high = np.quantile(centres, [tail, 1 - tail], axis=0)
     return Summary(iqm(values), low, high)

@@ -1,10 +1,11 @@
 """A run small enough to make often, and one that was followed to its end."""
 
 import dataclasses
+import functools
 
 import pytest
 
-from pgjax.lab import config, run
+from pgjax.lab import config, experiment, run
 
 TINY = config.Config(
     env="ShortCorridor",
@@ -21,6 +22,23 @@ TINY = config.Config(
     evaluation_episodes=5,
     name="tiny",
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once():
+    """Runs of the same choices share their compiled programs, or compiling would be all we do."""
+    build, over_seeds, built = experiment.build, experiment.over_seeds, {}
+
+    def build_once(settings):
+        choices = run.identity(dataclasses.replace(settings, seed=0))
+        if choices not in built:
+            built[choices] = build(settings)
+        return built[choices]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "build", build_once)
+        patch.setattr(experiment, "over_seeds", functools.cache(over_seeds))
+        yield
 
 
 @pytest.fixture

@@ -1,0 +1,249 @@
+"""The command line: what it does, and one clear line for whatever the user got wrong."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+import pgjax
+from pgjax.lab import cli, config, run
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Every command runs in an empty directory."""
+    place = tmp_path / "here"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    return place
+
+
+@pytest.fixture
+def settings(monkeypatch):
+    """The configs that `train` would have started."""
+    started = []
+
+    def start(settings):
+        started.append(settings)
+        raise ValueError("not today")
+
+    monkeypatch.setattr(run, "start", start)
+    return started
+
+
+def refuse(capsys, argv):
+    """Runs a command that must be refused; returns the one line that says why."""
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith("pgjax: error: ")
+    return err
+
+
+BAD = {
+    "--env CartPol-v1": "did you mean 'CartPole-v1'",
+    "--env MNISTBandit-bsuite": "download",
+    "--env-params gravty 9": "did you mean 'gravity'",
+    "--form reward_to_come": "did you mean 'reward_to_go'",
+    "--baseline leave_on_out": "did you mean 'leave_one_out'",
+    "--state-weighting discount": "did you mean 'discounted'",
+    "--policy mpl": "did you mean 'mlp'",
+    "--distribution norml": "did you mean 'normal'",
+    "--activation tanhh": "did you mean 'tanh'",
+    "--optimizer adma": "did you mean 'adam'",
+    "--num-episodes -5": "num_episodes=-5",
+    "--num-episodes 1": "leave_one_out",
+    "--num-updates 0": "num_updates=0",
+    "--seeds 0": "seeds=0",
+    "--seed -1": "seed=-1",
+    "--horizon 0": "horizon=0",
+    "--hidden 64 0": "hidden=0",
+    "--chunk-size 0": "chunk_size=0",
+    "--discount 1.5": "discount=1.5",
+    "--discount -0.1": "discount=-0.1",
+    "--discount nan": "discount=nan",
+    "--lambda 2": "lambda=2",
+    "--n 0": "n=0",
+    "--entropy-cost inf": "entropy_cost=inf",
+    "--learning-rate nan": "learning_rate=nan",
+    "--max-grad-norm -1": "max_grad_norm=-1",
+    "--form total_return --baseline value": "total_return",
+    "--env Pendulum-v1 --distribution categorical": "does not fit",
+    "--env Pendulum-v1 --policy tabular": "tabular",
+    "--name a/b": "name='a/b'",
+    "--directory /dev/null": "/dev/null",
+    "--config absent.yaml": "absent.yaml",
+    "--resume absent": "no run at absent",
+    "--resume absent --seeds 3": "--resume",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD)
+def test_what_train_cannot_do_is_one_line_and_leaves_nothing(arguments, capsys, elsewhere):
+    assert BAD[arguments] in refuse(capsys, ["train", *arguments.split()])
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_run_directory_that_exists_is_refused(capsys, elsewhere):
+    (elsewhere / "runs" / "mine").mkdir(parents=True)
+    assert "mine exists" in refuse(capsys, ["train", "--name", "mine"])
+    assert list((elsewhere / "runs" / "mine").iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["seedz: 3", "seeds: many", "- 1", "a: [", "horizon: 0"])
+def test_a_bad_config_file_is_refused(text, capsys, elsewhere):
+    (elsewhere / "mine.yaml").write_text(text)
+    refuse(capsys, ["train", "--config", "mine.yaml"])
+    assert [path.name for path in elsewhere.iterdir()] == ["mine.yaml"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["evaluate", "absent"],
+        ["plot", "absent"],
+        ["plot"],
+        ["evaluate", ".", "--episodes", "0"],
+        ["evaluate", "."],
+    ],
+    ids=str,
+)
+def test_what_is_no_run_is_refused(argv, capsys, elsewhere):
+    refuse(capsys, argv)
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_run_without_checkpoints_cannot_be_evaluated(finished, capsys, elsewhere):
+    (elsewhere / "run").mkdir()
+    (elsewhere / "run" / "config.yaml").write_text(finished.config.read_text())
+    assert "no checkpoint" in refuse(capsys, ["evaluate", "run"])
+
+
+def test_a_run_whose_checkpoints_are_not_its_own_is_refused(finished, capsys, elsewhere):
+    (elsewhere / "run").mkdir()
+    other = dataclasses.replace(config.load(finished.config), seed=9)
+    (elsewhere / "run" / "config.yaml").write_text(config.dump(other))
+    (elsewhere / "run" / "checkpoints").symlink_to(finished.checkpoints)
+    for argv in (["evaluate", "run"], ["train", "--resume", "run"]):
+        assert "does not belong" in refuse(capsys, argv)
+
+
+def test_mistakes_of_ours_are_not_blamed_on_the_user(monkeypatch):
+    def broken(_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(run, "start", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train"])
+
+
+@pytest.mark.parametrize("argv", [[], ["trian"], ["train", "--num-episodez", "3"], ["list", "x"]])
+def test_what_cannot_be_parsed_exits_with_two(argv, elsewhere):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(argv)
+    assert exit.value.code == 2
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_every_field_of_the_config_is_a_flag(capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["train", "--help"])
+    assert exit.value.code == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(config.Config):
+        assert f"--{field.name.replace('_', '-').rstrip('-')} " in text
+
+
+def test_flags_become_the_config(settings, capsys):
+    refuse(
+        capsys,
+        "train --env Acrobot-v1 --form gae --baseline value --seeds 8 --learning-rate 3e-3 "
+        "--lambda 0.9 --hidden 8 8 --horizon 50 --env-params a 1 b 0.5".split(),
+    )
+    assert settings == [
+        config.Config(
+            env="Acrobot-v1",
+            form="gae",
+            baseline="value",
+            seeds=8,
+            learning_rate=3e-3,
+            lambda_=0.9,
+            hidden=(8, 8),
+            horizon=50,
+            env_params={"a": 1, "b": 0.5},
+        )
+    ]
+
+
+@pytest.mark.parametrize("flag", [["--config", "mine.yaml"], ["--config=mine.yaml"]])
+def test_flags_override_the_file_and_the_file_the_defaults(flag, settings, capsys, elsewhere):
+    (elsewhere / "mine.yaml").write_text("seeds: 3\ndiscount: 0.5\n")
+    refuse(capsys, ["train", *flag, "--seeds", "4"])
+    assert settings == [config.Config(seeds=4, discount=0.5)]
+
+
+def test_train_and_resume_and_evaluate_and_plot(tiny, capsys, elsewhere):
+    (elsewhere / "tiny.yaml").write_text(config.dump(tiny))
+    assert cli.main(["train", "--config", "tiny.yaml"]) == 0
+    path = f"{tiny.directory}/tiny"
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1].startswith(path) and "metrics.jsonl" in out
+    assert "return" in err and "steps/s" in err
+
+    assert cli.main(["train", "--resume", path]) == 0
+    assert "finished" in capsys.readouterr().out
+
+    results = []
+    for extra in ([], [], ["--seed", "1"], ["--greedy"]):
+        assert cli.main(["evaluate", path, "--episodes", "5", *extra]) == 0
+        results.append(capsys.readouterr().out)
+    assert results[0] == results[1] != results[2]
+    assert "greedy" in results[3]
+
+    assert cli.main(["plot", path, path, "--output", "both.png"]) == 0
+    assert (elsewhere / "both.png").stat().st_size > 5000
+    assert [file.name for file in sorted(elsewhere.iterdir())] == ["both.png", "tiny.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("envs", ["CartPole-v1", "Pendulum-v1", "ShortCorridor"]),
+        ("forms", ["reward_to_go", "gae"]),
+        ("baselines", ["leave_one_out", "standardise"]),
+        ("policies", ["tabular", "linear", "mlp"]),
+        ("distributions", ["categorical", "tanh_normal"]),
+    ],
+)
+def test_list_names_what_can_be_chosen(what, names, capsys):
+    assert cli.main(["list", what]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    listed = [line.split()[0] for line in lines]
+    assert set(names) <= set(listed)
+    if what != "envs":
+        assert all(len(line.split()) > 2 for line in lines)
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"pgjax {pgjax.__version__}\n"
+
+
+def python(*arguments):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300)
+
+
+def test_as_a_program_it_refuses_without_a_traceback(elsewhere):
+    result = python("-m", "pgjax", "train", "--env", "CartPol-v1")
+    assert result.returncode == 2
+    assert result.stderr.startswith("pgjax: error: env='CartPol-v1' is unknown")
+    assert result.stderr.count("\n") == 1
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_parsing_waits_for_nothing_slow():
+    code = (
+        "import sys, pgjax.lab.cli; print(*sorted({'jax', 'gymnax', 'orbax'} & set(sys.modules)))"
+    )
+    assert python("-c", code).stdout.strip() == ""

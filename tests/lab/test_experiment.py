@@ -1,0 +1,104 @@
+"""From a config to pure functions: seeds, keys, optimisers, refusals."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pgjax.lab import experiment
+from pgjax.lab.config import Config
+
+
+def test_many_seeds_in_one_program_are_many_runs_of_one_seed(tiny):
+    built = experiment.build(tiny)
+    together = experiment.over_seeds(built)
+    keys = experiment.keys(tiny)
+    states, metrics = together.train(keys.train, together.init(keys.init), num_steps=3)
+    for index in range(tiny.seeds):
+        alone = experiment.keys(dataclasses.replace(tiny, seed=tiny.seed + index, seeds=1))
+        alone = jax.tree.map(lambda key: key[0], alone)
+        state, expected = jax.jit(built.train, static_argnames="num_steps")(
+            alone.train, built.init(alone.init), num_steps=3
+        )
+        for name, values in expected.items():
+            np.testing.assert_allclose(metrics[name][index], values, rtol=1e-5, err_msg=name)
+        for many, one in zip(jax.tree.leaves(states), jax.tree.leaves(state), strict=True):
+            np.testing.assert_allclose(many[index], one, rtol=1e-5, atol=1e-6)
+    first, second = jax.tree.map(lambda x: np.asarray(x), metrics["discounted_return"])
+    assert np.any(first != second)
+
+
+def test_a_run_says_whether_what_it_ascends_is_biased():
+    assert "(unbiased: always)" in experiment.describe(Config())
+    assert "(biased: without gamma^t" in experiment.describe(Config(state_weighting="uniform"))
+
+
+def test_no_key_serves_two_purposes():
+    keys = experiment.keys(Config(seed=3, seeds=4))
+    data = np.concatenate([jax.random.key_data(key) for key in keys])
+    assert len(np.unique(data, axis=0)) == 3 * 4
+
+
+def test_seeds_overlap_where_their_numbers_do():
+    first, second = experiment.keys(Config(seed=0, seeds=3)), experiment.keys(Config(seed=2))
+    assert first.train[2] == second.train[0]
+    assert first.train[1] != second.train[0]
+
+
+def test_the_value_function_has_an_optimiser_of_its_own():
+    config = Config(optimizer="sgd", learning_rate=0.0, value_learning_rate=0.5, max_grad_norm=1.0)
+    optimizer = experiment.optimizer(config, with_value=True)
+    gradient = {"policy": jnp.array([300.0, 400.0]), "value": jnp.array([0.6, 0.8])}
+    updates, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
+    np.testing.assert_array_equal(updates["policy"], 0)
+    # Its own norm is one: a norm over both would have scaled it to nothing.
+    np.testing.assert_allclose(updates["value"], [-0.3, -0.4], rtol=1e-6)
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    config = Config(optimizer="sgd", learning_rate=1.0, max_grad_norm=1.0)
+    optimizer = experiment.optimizer(config, with_value=False)
+    gradient = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    updates, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
+    np.testing.assert_allclose([updates["a"][0], updates["b"][0]], [-0.6, -0.8], rtol=1e-6)
+
+
+def test_evaluation_acts_by_the_mode_only_when_told(tiny):
+    built = experiment.over_seeds(experiment.build(tiny))
+    keys = experiment.keys(tiny)
+    params = built.init(keys.init).params
+    sampled = built.evaluate(keys.evaluation, params, num_episodes=16)
+    greedy = built.evaluate(keys.evaluation, params, num_episodes=16, greedy=True)
+    # A uniform policy's mode goes left for ever, and the corridor has no other luck in it.
+    np.testing.assert_array_equal(greedy["return"], -tiny.horizon)
+    assert np.any(sampled["return"] != -tiny.horizon)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"env": "CartPole"}, "did you mean 'CartPole-v1'"),
+        ({"env_params": {"gravty": 9.0}}, "did you mean 'gravity'"),
+        ({"form": "reward_to_come"}, "did you mean 'reward_to_go'"),
+        ({"baseline": "leave_on_out"}, "did you mean 'leave_one_out'"),
+        ({"policy": "mpl"}, "did you mean 'mlp'"),
+        ({"distribution": "normal"}, "does not fit"),
+        ({"env": "Pendulum-v1", "distribution": "categorical"}, "does not fit"),
+        ({"env": "Pendulum-v1", "policy": "tabular"}, "tabular"),
+        ({"activation": "tan"}, "did you mean 'tanh'"),
+        ({"state_weighting": "discount"}, "did you mean 'discounted'"),
+        ({"discount": 1.5}, "discount"),
+        ({"discount": float("nan")}, "discount"),
+        ({"lambda_": -0.1}, "lambda"),
+        ({"entropy_cost": float("inf")}, "entropy_cost"),
+        ({"num_episodes": 1}, "num_episodes"),
+        ({"horizon": 0}, "horizon"),
+        ({"form": "total_return", "baseline": "value"}, "total_return"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        experiment.build(dataclasses.replace(Config(), **change))

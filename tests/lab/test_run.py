@@ -1,0 +1,278 @@
+"""Runs: what they leave, and that stopping, killing and damage change nothing in the end."""
+
+import dataclasses
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from pgjax.lab import checkpoints, config, directory, experiment, records, run
+
+
+def contents(where):
+    """What must not depend on when and how often a run was stopped: metrics, state, evaluation."""
+    _, progress = run.load(where.path)
+    leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(progress.state)]
+    return where.metrics.read_bytes(), where.evaluation.read_bytes(), progress.update, leaves
+
+
+def copy_of(finished, tiny):
+    """A finished run, copied to where `tiny` would stand."""
+    copied = directory.Directory(Path(tiny.directory) / tiny.name)
+    shutil.copytree(finished.path, copied.path)
+    return copied
+
+
+class KilledError(Exception):
+    """Stands for kill -9: nothing that follows is run."""
+
+
+def kill_at(monkeypatch, module, name, call):
+    """Lets the call of that number to `module.name` do its work and then stops everything."""
+    original, calls = getattr(module, name), []
+
+    def killing(*args, **kwargs):
+        result = original(*args, **kwargs)
+        calls.append(name)
+        if len(calls) == call:
+            raise KilledError
+        return result
+
+    monkeypatch.setattr(module, name, killing)
+
+
+def test_a_run_leaves_what_it_says(finished, capsys):
+    assert sorted(path.name for path in finished.path.iterdir()) == [
+        "checkpoints",
+        "config.yaml",
+        "evaluation.json",
+        "learning_curve.png",
+        "metrics.jsonl",
+        "timings.jsonl",
+    ]
+    assert config.load(finished.config).name == "tiny"
+    assert checkpoints.updates(finished.checkpoints) == [7, 6, 4]
+
+
+def test_metrics_hold_a_line_an_update_and_seed(finished):
+    rows = records.read(finished.metrics)
+    assert [(row["update"], row["seed"]) for row in rows] == [
+        (update, seed) for update in range(1, 8) for seed in (0, 1)
+    ]
+    assert {"return", "env_steps", "gradient_norm", "finite", "skipped", "value_loss"} <= set(
+        rows[0]
+    )
+    steps = records.curves(finished.metrics)["env_steps"]
+    assert np.all(np.diff(steps, axis=1) > 0)
+
+
+def test_metrics_hold_nothing_that_depends_on_the_machine(finished):
+    names = set(records.read(finished.metrics)[0])
+    assert not {name for name in names if "second" in name or "time" in name}
+    assert "seconds" in records.read(finished.timings)[0]
+
+
+def test_the_same_config_gives_the_same_run(finished, tiny):
+    again = run.start(tiny)
+    run.follow(again)
+    assert contents(again.directory) == contents(finished)
+
+
+def test_another_seed_gives_another(finished, tiny):
+    again = run.start(dataclasses.replace(tiny, seed=5))
+    run.follow(again)
+    assert contents(again.directory)[0] != contents(finished)[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "call"),
+    [
+        (directory, "write", 1),  # only the config is there
+        (run, "_call", 2),  # an update was made, its record was not written
+        (run, "_save", 1),
+        (run, "_save", 3),
+        (checkpoints, "_seal", 2),  # the arrays are written, the checkpoint is not in its place
+        (run, "_report_skipped", 1),  # all updates are done, the evaluation is not
+    ],
+    ids=lambda value: (
+        value.__name__.rpartition(".")[2] if hasattr(value, "__name__") else str(value)
+    ),
+)
+def test_a_killed_run_ends_bitwise_as_if_never_killed(
+    finished, tiny, monkeypatch, module, name, call
+):
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        kill_at(patch, module, name, call)
+        run.follow(run.start(tiny))
+    where = f"{tiny.directory}/tiny"
+    resumed = run.resume(where)
+    assert not run.is_finished(resumed)
+    assert run.follow(resumed) is None
+    assert contents(resumed.directory) == contents(finished)
+
+
+def test_records_written_after_the_checkpoint_are_written_again(finished, tiny):
+    where = copy_of(finished, tiny)
+    shutil.rmtree(where.checkpoints / "7")
+    where.evaluation.unlink()
+    where.metrics.write_bytes(where.metrics.read_bytes()[:-9])
+    run.follow(run.resume(where.path))
+    assert contents(where) == contents(finished)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_last_call_and_says_how_to_go_on(
+    finished, tiny, monkeypatch, capsys, number
+):
+    # No checkpoint is due before the last update: the one at 2 is the signal's.
+    tiny = dataclasses.replace(tiny, checkpoint_every=100)
+    original = records.Records.append
+
+    def interrupting(self, rows):
+        original(self, rows)
+        if "timings" in str(self._file.name):
+            signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records.Records, "append", interrupting)
+        started = run.start(tiny)
+        assert run.follow(started) == number
+    assert checkpoints.updates(started.directory.checkpoints) == [2]
+    assert f"pgjax train --resume {started.directory.path}" in capsys.readouterr().out
+    assert signal.getsignal(number) is not None
+    run.follow(run.resume(started.directory.path))
+    assert contents(started.directory) == contents(finished)
+
+
+def test_a_damaged_newest_checkpoint_costs_only_the_way_back(finished, tiny):
+    where = copy_of(finished, tiny)
+    where.evaluation.unlink()
+    (where.checkpoints / "7" / checkpoints.SEAL).write_text("torn")
+    with pytest.warns(UserWarning, match="passed over the damaged checkpoint"):
+        resumed = run.resume(where.path)
+    assert resumed.restored.update == 6
+    run.follow(resumed)
+    assert contents(where) == contents(finished)
+
+
+def test_a_finished_run_is_left_as_it_is(finished):
+    assert run.is_finished(run.resume(finished.path))
+
+
+def test_a_run_can_be_made_longer(finished, tiny):
+    where = copy_of(finished, tiny)
+    longer = dataclasses.replace(config.load(where.config), num_updates=9)
+    where.config.write_text(config.dump(longer))
+    run.follow(run.resume(where.path))
+    assert records.curves(where.metrics)["return"].shape == (2, 9)
+    before = records.curves(finished.metrics)["return"]
+    np.testing.assert_array_equal(records.curves(where.metrics)["return"][:, :7], before)
+
+
+def test_checkpoints_of_another_config_are_refused(finished, tiny):
+    where = copy_of(finished, tiny)
+    where.config.write_text(
+        config.dump(dataclasses.replace(config.load(where.config), learning_rate=0.5))
+    )
+    with pytest.raises(ValueError, match="does not belong to this run"):
+        run.resume(where.path)
+
+
+def test_records_that_do_not_reach_the_checkpoint_are_refused(finished, tiny):
+    where = copy_of(finished, tiny)
+    where.metrics.unlink()
+    with pytest.raises(ValueError, match="metrics.jsonl"):
+        run.resume(where.path)
+
+
+def test_names_made_from_the_time_are_unique(tiny):
+    anonymous = dataclasses.replace(tiny, name=None)
+    made = [directory.create(anonymous).path for _ in range(3)]
+    assert len(set(made)) == 3
+    assert all(path.name.startswith("ShortCorridor-gae-value-") for path in made)
+
+
+def test_gradients_that_are_not_finite_are_reported_with_update_and_seed(tiny):
+    # Steps this long throw the logits out of what float32 holds.
+    wild = dataclasses.replace(
+        tiny, optimizer="sgd", learning_rate=1e38, value_learning_rate=1e38, max_grad_norm=None
+    )
+    started = run.start(wild)
+    with pytest.warns(UserWarning, match=r"not finite and skipped: update \d+ of seed \d"):
+        run.follow(started)
+    rows = records.read(started.directory.metrics)
+    assert any(not row["finite"] for row in rows)
+    assert max(row["skipped"] for row in rows) > 0
+
+
+def test_a_run_compiles_its_training_once(tiny, caplog):
+    # Choices of its own: no other test has compiled them.
+    fresh = dataclasses.replace(tiny, num_episodes=3, num_updates=8)
+    with jax.log_compiles():
+        started = run.start(fresh)
+        run.follow(started)
+    assert sum("XLA compilation of jit(train)" in text for text in caplog.messages) == 1
+
+
+def test_a_resumed_run_compiles_its_training_once(finished, tiny, caplog):
+    where = copy_of(finished, tiny)
+    longer = dataclasses.replace(tiny, num_updates=13)
+    where.config.write_text(config.dump(longer))
+    resumed = run.resume(where.path)
+    fresh = experiment.over_seeds.__wrapped__(experiment.build(tiny))
+    with jax.log_compiles():
+        run.follow(resumed._replace(experiment=fresh))
+    assert sum("XLA compilation of jit(train)" in text for text in caplog.messages) == 1
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_at_any_moment(tmp_path):
+    settings = dataclasses.replace(
+        _long(tmp_path), name="straight", evaluation_episodes=5, num_updates=600
+    )
+    straight = run.start(settings)
+    run.follow(straight)
+    killed = dataclasses.replace(settings, name="killed")
+    file = tmp_path / "killed.yaml"
+    file.write_text(config.dump(killed))
+    command = [sys.executable, "-m", "pgjax", "train"]
+    arguments, kills, rng = ["--config", str(file)], 0, random.Random(0)
+    where = directory.Directory(tmp_path / "runs" / "killed")
+    while True:
+        process = subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL)
+        if kills < 4:
+            # Anywhere from a little before the first update to well into training.
+            before = _size(where.metrics)
+            while process.poll() is None and _size(where.metrics) == before:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.6))
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        if process.wait() == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+        arguments = ["--resume", str(where.path)]
+    assert kills == 4
+    assert contents(where) == contents(straight.directory)
+
+
+def _long(tmp_path):
+    return config.Config(
+        env="ShortCorridor",
+        policy="tabular",
+        horizon=12,
+        num_episodes=4,
+        checkpoint_every=3,
+        directory=str(tmp_path / "runs"),
+    )
+
+
+def _size(path):
+    return path.stat().st_size if path.is_file() else 0

@@ -1,0 +1,34 @@
+"""What the README shows runs as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pgjax import estimators
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def run(source):
+    namespace = {}
+    exec(compile(source, "README.md", "exec"), namespace)
+    return namespace
+
+
+def test_library_example_learns():
+    metrics = run(EXAMPLES[0])["metrics"]
+    assert metrics["return"][-1] > 10 * metrics["return"][0]
+
+
+def test_one_operator_example_finds_both_optima(capsys):
+    run(EXAMPLES[1])
+    found = re.findall(r"'loc': Array\((\S+),", capsys.readouterr().out)
+    assert [float(x) for x in found] == pytest.approx([1.5, 2.0], abs=0.1)
+
+
+@pytest.mark.parametrize("registry", [estimators.FORMS, estimators.BASELINES])
+def test_tables_name_every_choice(registry):
+    for name in registry:
+        assert f"| `{name}` |" in README
