@@ -118,10 +118,21 @@ def over_seeds(experiment: Experiment) -> Experiment:
         return jax.vmap(one)(key, params)
 
     return Experiment(
-        init=jax.jit(jax.vmap(experiment.init)),
-        train=jax.jit(train, static_argnames="num_steps", donate_argnums=1),
-        evaluate=jax.jit(evaluate, static_argnames=("num_episodes", "greedy")),
+        init=_compiled(jax.vmap(experiment.init), effort=0),
+        train=_compiled(train, effort=1, static_argnames="num_steps", donate_argnums=1),
+        evaluate=_compiled(evaluate, effort=1, static_argnames=("num_episodes", "greedy")),
     )
+
+
+def _compiled(function: Callable[..., Any], *, effort: int, **kwargs: Any) -> Callable[..., Any]:
+    """`function`, jitted with as much effort on machine code as pays.
+
+    On CPU a level of one runs as fast as XLA's own three and compiles a quarter faster; zero is
+    for what runs once. Elsewhere XLA knows better.
+    """
+    cpu = jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": effort} if cpu else None
+    return jax.jit(function, compiler_options=options, **kwargs)
 
 
 def keys(config: Config) -> Keys:
