@@ -5,9 +5,9 @@ Trains every config in `experiments/configs/`, each for ten seeds in one program
 final policies on fresh episodes, sampling and greedy. Writes `experiments/results/table.json` and
 prints the README's table.
 
-    python -m experiments.results_table                       # all, about fifteen minutes on two cores
-    python -m experiments.results_table CartPole-v1           # some, the others kept as they were
-    python -m experiments.results_table --print               # only the table of the kept results
+    python -m experiments.results_table               # all, about fifteen minutes on two cores
+    python -m experiments.results_table CartPole-v1   # some, the others kept as they were
+    python -m experiments.results_table --print       # only the table of the kept results
 """
 
 import json
@@ -77,10 +77,8 @@ def machine() -> str:
 
 def table(results: dict) -> str:
     """The results as the README shows them."""
-    lines = [
-        "| environment | PPO, published | return, sampling | return, greedy | steps a seed | seconds |",
-        "|---|---|---|---|---|---|",
-    ]
+    columns = ("environment", "PPO, published", "sampling", "greedy", "steps a seed", "seconds")
+    lines = [f"| {' | '.join(columns)} |", "|---|---|---|---|---|---|"]
     for name in sorted(results, key=str.lower):
         row = results[name]
         published = f"{PPO[name]:g}" if name in PPO else "none"

@@ -6,15 +6,16 @@ does not depend on the row it is subtracted from.
 """
 
 import chex
+import jax
 import jax.numpy as jnp
 
 
-def zero(x: chex.Array) -> chex.Array:
+def zero(x: jax.Array) -> jax.Array:
     """No baseline: b = 0. Unbiased."""
     return jnp.zeros_like(x)
 
 
-def batch_mean(x: chex.Array) -> chex.Array:
+def batch_mean(x: jax.Array) -> jax.Array:
     """Mean over all rows, the own one included: b_i = 1/N sum_j x_j.
 
     Biased: the gradient is exactly (N-1)/N of the leave-one-out gradient.
@@ -22,7 +23,7 @@ def batch_mean(x: chex.Array) -> chex.Array:
     return jnp.broadcast_to(jnp.mean(x, axis=0, keepdims=True), x.shape)
 
 
-def leave_one_out(x: chex.Array) -> chex.Array:
+def leave_one_out(x: jax.Array) -> jax.Array:
     """Mean over the other rows: b_i = 1/(N-1) sum_{j != i} x_j. Unbiased; needs N >= 2.
 
     Per time step where `x` is; rows that have ended count with what `x` says there, which for a
@@ -33,7 +34,7 @@ def leave_one_out(x: chex.Array) -> chex.Array:
     return (jnp.sum(x, axis=0, keepdims=True) - x) / (x.shape[0] - 1)
 
 
-def leave_one_out_live(x: chex.Array, mask: chex.Array) -> chex.Array:
+def leave_one_out_live(x: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean over the other rows still live at the same step; zero where there are none. Unbiased.
 
     b_it = sum_{j != i} m_jt x_jt / max(1, sum_{j != i} m_jt)
@@ -45,7 +46,7 @@ def leave_one_out_live(x: chex.Array, mask: chex.Array) -> chex.Array:
     return total / jnp.maximum(count, 1)
 
 
-def time_mean(x: chex.Array, mask: chex.Array) -> chex.Array:
+def time_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean over every live step of the other rows, one number a row. Unbiased; needs N >= 2.
 
     b_i = sum_{j != i} sum_t m_jt x_jt / sum_{j != i} sum_t m_jt
@@ -57,7 +58,7 @@ def time_mean(x: chex.Array, mask: chex.Array) -> chex.Array:
     return jnp.broadcast_to(others, x.shape)
 
 
-def standardise(x: chex.Array, mask: chex.Array | None = None) -> chex.Array:
+def standardise(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """The baseline whose subtraction standardises: x - b = (x - mean) / std, over live entries.
 
     Biased: it rescales the gradient by a random factor and sees the row it is subtracted from.

@@ -5,13 +5,12 @@ every iteration, which copies a trajectory again and again. These reductions red
 vmapped axes too, so that the loop runs until all are done.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 
 
 @jax.custom_batching.custom_vmap
-def any_of_all(x: chex.Array) -> chex.Array:
+def any_of_all(x: jax.Array) -> jax.Array:
     """Whether anything is true, over all axes and all vmapped axes."""
     return jnp.any(x)
 
@@ -22,7 +21,7 @@ def _(axis_size, in_batched, x):
 
 
 @jax.custom_batching.custom_vmap
-def max_of_all(x: chex.Array) -> chex.Array:
+def max_of_all(x: jax.Array) -> jax.Array:
     """The largest entry, over all axes and all vmapped axes."""
     return jnp.max(x)
 

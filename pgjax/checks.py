@@ -5,8 +5,13 @@ import math
 from collections.abc import Collection
 from typing import Any
 
-import jax
 import numpy as np
+from jax.core import Tracer
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is only known to JAX: inside jit, vmap or grad."""
+    return isinstance(value, Tracer)
 
 
 def choice(argument: str, value: str, allowed: Collection[str]) -> None:
@@ -27,8 +32,10 @@ def at_least(argument: str, value: int, least: int, reason: str = "") -> None:
 
 def within(argument: str, value: Any, low: float, high: float) -> None:
     """Raises `ValueError` unless `low <= value <= high`; values traced by JAX pass unseen."""
-    if isinstance(value, jax.core.Tracer):
+    if is_traced(value):
         return
     for number in np.ravel(value).tolist():
         if not (math.isfinite(number) and low <= number <= high):
-            raise ValueError(f"{argument}={number!r} must lie in [{low:g}, {high:g}]")
+            bounds = "" if math.isinf(low) else f" and >= {low:g}"
+            bounds += "" if math.isinf(high) else f" and <= {high:g}"
+            raise ValueError(f"{argument}={number!r} must be a finite number{bounds}")

@@ -8,11 +8,11 @@ them one floating dtype; parameters out of range give NaN, not an exception.
 import math
 from typing import NamedTuple, Protocol
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import betaln, digamma, xlog1py, xlogy
+from jax.typing import ArrayLike
 
 
 class Distribution(Protocol):
@@ -30,21 +30,21 @@ class Distribution(Protocol):
         support: bounds of `squash(x)`; None where x is a whole number.
     """
 
-    support: tuple[float, float] | None
-
+    @property
+    def support(self) -> tuple[float, float] | None: ...
     @property
     def batch_shape(self) -> tuple[int, ...]: ...  # B
-    def sample(self, key: chex.PRNGKey) -> chex.Array: ...  # [*B, *E]
-    def squash(self, x: chex.Array) -> chex.Array: ...  # [*B, *E] -> [*B, *E]
-    def log_prob(self, x: chex.Array) -> chex.Array: ...  # [*B, *E] -> [*B]
-    def entropy(self) -> chex.Array: ...  # [*B]
-    def mode(self) -> chex.Array: ...  # [*B, *E]
+    def sample(self, key: jax.Array) -> jax.Array: ...  # [*B, *E]
+    def squash(self, x: jax.Array) -> jax.Array: ...  # [*B, *E] -> [*B, *E]
+    def log_prob(self, x: jax.Array) -> jax.Array: ...  # [*B, *E] -> [*B]
+    def entropy(self) -> jax.Array: ...  # [*B]
+    def mode(self) -> jax.Array: ...  # [*B, *E]
 
 
 class Categorical(NamedTuple):
     """Law of an index in {0, ..., A - 1}: P(x) = softmax(logits)_x. A logit may be -inf."""
 
-    logits: chex.Array  # [*B, A]
+    logits: jax.Array  # [*B, A]
     support = None
 
     @property
@@ -81,7 +81,7 @@ class Categorical(NamedTuple):
 class Bernoulli(NamedTuple):
     """Law of x in {0, 1}: P(1) = sigmoid(logits)."""
 
-    logits: chex.Array  # [*B]
+    logits: jax.Array  # [*B]
     support = None
 
     @property
@@ -113,8 +113,8 @@ class Bernoulli(NamedTuple):
 class Normal(NamedTuple):
     """Law of x = loc + scale z with z standard normal, element by element."""
 
-    loc: chex.Array  # [*B]
-    scale: chex.Array  # [*B]
+    loc: jax.Array  # [*B]
+    scale: jax.Array  # [*B]
     support = (-math.inf, math.inf)
 
     @property
@@ -146,8 +146,8 @@ class TanhNormal(NamedTuple):
     `entropy` that of tanh(u). Haarnoja et al. 2018 (SAC), appendix C.
     """
 
-    loc: chex.Array  # [*B]
-    scale: chex.Array  # [*B]
+    loc: jax.Array  # [*B]
+    scale: jax.Array  # [*B]
     support = (-1.0, 1.0)
 
     @property
@@ -185,8 +185,8 @@ class Beta(NamedTuple):
     a finite log-probability. Chou et al. 2017.
     """
 
-    alpha: chex.Array  # [*B]
-    beta: chex.Array  # [*B]
+    alpha: jax.Array  # [*B]
+    beta: jax.Array  # [*B]
     support = (0.0, 1.0)
 
     @property
@@ -250,27 +250,27 @@ class Independent(NamedTuple):
         return self.distribution.mode()
 
 
-def categorical(logits: chex.Array) -> Categorical:
+def categorical(logits: jax.Array) -> Categorical:
     """Makes a categorical law from logits `[*B, A]`; samples are int32."""
     return Categorical(*_parameters(logits))
 
 
-def bernoulli(logits: chex.Numeric) -> Bernoulli:
+def bernoulli(logits: ArrayLike) -> Bernoulli:
     """Makes a Bernoulli law from the log-odds `[*B]` of a one; samples are int32."""
     return Bernoulli(*_parameters(logits))
 
 
-def normal(loc: chex.Numeric, scale: chex.Numeric) -> Normal:
+def normal(loc: ArrayLike, scale: ArrayLike) -> Normal:
     """Makes normal laws, one per element, from means and standard deviations `[*B]`."""
     return Normal(*_parameters(loc, scale))
 
 
-def tanh_normal(loc: chex.Numeric, scale: chex.Numeric) -> TanhNormal:
+def tanh_normal(loc: ArrayLike, scale: ArrayLike) -> TanhNormal:
     """Makes laws of tanh(u), one per element, from means and standard deviations `[*B]` of u."""
     return TanhNormal(*_parameters(loc, scale))
 
 
-def beta(alpha: chex.Numeric, beta: chex.Numeric) -> Beta:
+def beta(alpha: ArrayLike, beta: ArrayLike) -> Beta:
     """Makes beta laws, one per element, from their parameters `[*B]`."""
     return Beta(*_parameters(alpha, beta))
 
@@ -286,25 +286,24 @@ def independent(distribution: Distribution) -> Independent:
     return Independent(distribution)
 
 
-def _parameters(*xs: chex.Numeric) -> list[chex.Array]:
+def _parameters(*xs: ArrayLike) -> list[jax.Array]:
     """Broadcasts parameters against each other in one floating dtype."""
-    xs = [jnp.asarray(x) for x in xs]
     dtype = jnp.result_type(*xs, float)
-    return jnp.broadcast_arrays(*(x.astype(dtype) for x in xs))
+    return jnp.broadcast_arrays(*(jnp.asarray(x, dtype) for x in xs))
 
 
-def _plogp(log_p: chex.Array) -> chex.Array:
+def _plogp(log_p: jax.Array) -> jax.Array:
     """-p log p, with value and gradient zero where p is zero."""
     p = jnp.exp(log_p)
     return -p * jnp.where(p > 0, log_p, 0)
 
 
-def _log_tanh_slope(u: chex.Array) -> chex.Array:
+def _log_tanh_slope(u: jax.Array) -> jax.Array:
     """log(1 - tanh(u)^2), without the cancellation."""
     return 2 * (math.log(2) - u - jax.nn.softplus(-2 * u))
 
 
-def _normal_mean(f, loc: chex.Array, scale: chex.Array) -> chex.Array:
+def _normal_mean(f, loc: jax.Array, scale: jax.Array) -> jax.Array:
     """E f(loc + scale z) with z standard normal, by the trapezoidal rule on 128 nodes."""
     nodes = np.linspace(-9, 9, 128)
     weights = np.exp(-(nodes**2) / 2)
@@ -319,7 +318,7 @@ def _normal_mean(f, loc: chex.Array, scale: chex.Array) -> chex.Array:
     return jax.lax.scan(add, jnp.zeros_like(loc), rule, unroll=8)[0]
 
 
-def _inside_unit(x: chex.Array) -> chex.Array:
+def _inside_unit(x: jax.Array) -> jax.Array:
     """Moves what rounded to 0 or 1 back inside the open interval."""
     limits = jnp.finfo(x.dtype)
     return jnp.clip(x, limits.tiny, 1 - limits.epsneg)

@@ -35,15 +35,15 @@ class Hyper(NamedTuple):
 class Steps(NamedTuple):
     """All that Psi may see, each `[N, T]`."""
 
-    reward: chex.Array  # [N, T]
-    value: chex.Array  # [N, T] V(s_t)
-    next_value: chex.Array  # [N, T] V of the true next observation
-    terminated: chex.Array  # [N, T] the future is worth zero
-    boundary: chex.Array  # [N, T] the trace is cut after this step
-    mask: chex.Array  # [N, T] one while the row is live
+    reward: jax.Array  # [N, T]
+    value: jax.Array  # [N, T] V(s_t)
+    next_value: jax.Array  # [N, T] V of the true next observation
+    terminated: jax.Array  # [N, T] the future is worth zero
+    boundary: jax.Array  # [N, T] the trace is cut after this step
+    mask: jax.Array  # [N, T] one while the row is live
 
 
-def total_return(steps: Steps, hyper: Hyper) -> chex.Array:
+def total_return(steps: Steps, hyper: Hyper) -> jax.Array:
     """Return of the whole episode, the same at every step: R = sum_k gamma^k r_k.
 
     Source: Williams 1992.
@@ -52,7 +52,7 @@ def total_return(steps: Steps, hyper: Hyper) -> chex.Array:
     return jnp.take_along_axis(reward_to_go(steps, hyper), start, axis=1)
 
 
-def reward_to_go(steps: Steps, hyper: Hyper) -> chex.Array:
+def reward_to_go(steps: Steps, hyper: Hyper) -> jax.Array:
     """Return from the step on: G_t = sum_{k>=t} gamma^(k-t) r_k.
 
     Source: Baxter & Bartlett 2001; Sutton & Barto 2018, section 13.3.
@@ -60,7 +60,7 @@ def reward_to_go(steps: Steps, hyper: Hyper) -> chex.Array:
     return returns.discounted_sum(steps.reward, hyper.discount * _going_on(steps))
 
 
-def td_residual(steps: Steps, hyper: Hyper) -> chex.Array:
+def td_residual(steps: Steps, hyper: Hyper) -> jax.Array:
     """One-step advantage: delta_t = r_t + gamma V(s_{t+1}) - V(s_t). Relative to the value.
 
     Source: Sutton & Barto 2018, section 13.5.
@@ -70,7 +70,7 @@ def td_residual(steps: Steps, hyper: Hyper) -> chex.Array:
     )
 
 
-def n_step(steps: Steps, hyper: Hyper) -> chex.Array:
+def n_step(steps: Steps, hyper: Hyper) -> jax.Array:
     """Return of n steps, then the value: sum_{k<n} gamma^k r_{t+k} + gamma^n V(s_{t+n}).
 
     Source: Sutton & Barto 2018, eq. 7.1.
@@ -79,7 +79,7 @@ def n_step(steps: Steps, hyper: Hyper) -> chex.Array:
     return returns.n_step_return(steps.reward, steps.next_value, discount, hyper.n, steps.boundary)
 
 
-def gae(steps: Steps, hyper: Hyper) -> chex.Array:
+def gae(steps: Steps, hyper: Hyper) -> jax.Array:
     """Generalised advantage: sum_l (gamma lambda)^l delta_{t+l}. Relative to the value.
 
     Source: Schulman et al. 2016, eq. 16.
@@ -94,7 +94,7 @@ def gae(steps: Steps, hyper: Hyper) -> chex.Array:
     )
 
 
-FORMS: dict[str, Callable[[Steps, Hyper], chex.Array]] = {
+FORMS: dict[str, Callable[[Steps, Hyper], jax.Array]] = {
     "total_return": total_return,
     "reward_to_go": reward_to_go,
     "td_residual": td_residual,
@@ -110,12 +110,12 @@ ADVANTAGES = frozenset({"td_residual", "gae"})
 """Forms that have V(s_t) subtracted already: the `value` baseline adds nothing to them."""
 
 
-def none(form: chex.Array, steps: Steps, hyper: Hyper = Hyper()) -> chex.Array:
+def none(form: jax.Array, steps: Steps, hyper: Hyper = Hyper()) -> jax.Array:
     """Nothing is subtracted. Unbiased."""
     return baselines.zero(form)
 
 
-def constant(form: chex.Array, steps: Steps, hyper: Hyper = Hyper()) -> chex.Array:
+def constant(form: jax.Array, steps: Steps, hyper: Hyper = Hyper()) -> jax.Array:
     """A number given beforehand, `Hyper.constant`. Unbiased.
 
     Source: Williams 1992.
@@ -123,12 +123,12 @@ def constant(form: chex.Array, steps: Steps, hyper: Hyper = Hyper()) -> chex.Arr
     return jnp.full_like(form, hyper.constant)
 
 
-def batch_mean(form: chex.Array, steps: Steps, hyper: Hyper = Hyper()) -> chex.Array:
+def batch_mean(form: jax.Array, steps: Steps, hyper: Hyper = Hyper()) -> jax.Array:
     """Mean over the batch, the own row included. Biased: shrinks the gradient by (N-1)/N."""
     return baselines.batch_mean(form)
 
 
-def leave_one_out(form: chex.Array, steps: Steps, hyper: Hyper = Hyper()) -> chex.Array:
+def leave_one_out(form: jax.Array, steps: Steps, hyper: Hyper = Hyper()) -> jax.Array:
     """Mean over the other rows at the same step; ended rows count as zero to go. Unbiased.
 
     Source: Kool et al. 2019; Mnih & Rezende 2016.
@@ -136,17 +136,17 @@ def leave_one_out(form: chex.Array, steps: Steps, hyper: Hyper = Hyper()) -> che
     return baselines.leave_one_out(form)
 
 
-def leave_one_out_live(form: chex.Array, steps: Steps, hyper: Hyper = Hyper()) -> chex.Array:
+def leave_one_out_live(form: jax.Array, steps: Steps, hyper: Hyper = Hyper()) -> jax.Array:
     """Mean over the other rows still live at the same step; zero if there are none. Unbiased."""
     return baselines.leave_one_out_live(form, steps.mask)
 
 
-def time_mean(form: chex.Array, steps: Steps, hyper: Hyper = Hyper()) -> chex.Array:
+def time_mean(form: jax.Array, steps: Steps, hyper: Hyper = Hyper()) -> jax.Array:
     """Mean over all live steps of the other rows. Unbiased."""
     return baselines.time_mean(form, steps.mask)
 
 
-def value(form: chex.Array, steps: Steps, hyper: Hyper = Hyper()) -> chex.Array:
+def value(form: jax.Array, steps: Steps, hyper: Hyper = Hyper()) -> jax.Array:
     """A learned V(s_t), fitted on earlier batches. Unbiased.
 
     Source: Sutton et al. 2000.
@@ -154,12 +154,12 @@ def value(form: chex.Array, steps: Steps, hyper: Hyper = Hyper()) -> chex.Array:
     return steps.value
 
 
-def standardise(form: chex.Array, steps: Steps, hyper: Hyper = Hyper()) -> chex.Array:
+def standardise(form: jax.Array, steps: Steps, hyper: Hyper = Hyper()) -> jax.Array:
     """Leaves (form - mean) / std over the live steps of the batch. Biased, common practice."""
     return baselines.standardise(form, steps.mask)
 
 
-BASELINES: dict[str, Callable[..., chex.Array]] = {
+BASELINES: dict[str, Callable[..., jax.Array]] = {
     "none": none,
     "constant": constant,
     "batch_mean": batch_mean,
@@ -230,7 +230,7 @@ def is_unbiased(estimator: Estimator, hyper: Hyper) -> tuple[bool, str]:
     return True, "always"
 
 
-def psi(estimator: Estimator, steps: Steps, hyper: Hyper) -> chex.Array:
+def psi(estimator: Estimator, steps: Steps, hyper: Hyper) -> jax.Array:
     """The weights of an estimator.
 
         Psi_t = w_t (form_t - baseline_t) m_t
@@ -258,7 +258,7 @@ def psi(estimator: Estimator, steps: Steps, hyper: Hyper) -> chex.Array:
     return weight * state_weight(estimator, steps, hyper)
 
 
-def state_weight(estimator: Estimator, steps: Steps, hyper: Hyper) -> chex.Array:
+def state_weight(estimator: Estimator, steps: Steps, hyper: Hyper) -> jax.Array:
     """How much the visit at each step counts, `[N, T]`: gamma^t or one."""
     if estimator.state_weighting == "uniform":
         return jnp.ones_like(steps.reward)
@@ -266,7 +266,7 @@ def state_weight(estimator: Estimator, steps: Steps, hyper: Hyper) -> chex.Array
     return jnp.asarray(hyper.discount, steps.reward.dtype) ** elapsed
 
 
-def value_target(estimator: Estimator, steps: Steps, hyper: Hyper) -> chex.Array:
+def value_target(estimator: Estimator, steps: Steps, hyper: Hyper) -> jax.Array:
     """What a value function that goes with the estimator is fitted to, `[N, T]`.
 
     The return the form credits: G_t, r_t + gamma V', the n-step return or the lambda-return.
@@ -313,17 +313,17 @@ def _cleared(steps: Steps) -> Steps:
     return jax.tree.map(lambda x: jnp.where(live, x, 0).astype(dtype), steps)
 
 
-def _going_on(steps: Steps) -> chex.Array:
+def _going_on(steps: Steps) -> jax.Array:
     """One where the trace goes on after the step."""
     return 1 - steps.boundary
 
 
-def _bootstrap_discount(steps: Steps, hyper: Hyper) -> chex.Array:
+def _bootstrap_discount(steps: Steps, hyper: Hyper) -> jax.Array:
     """gamma, or zero after a natural end; where both end flags are set, terminated wins."""
     return hyper.discount * (1 - steps.terminated)
 
 
-def _clock(steps: Steps) -> tuple[chex.Array, chex.Array]:
+def _clock(steps: Steps) -> tuple[jax.Array, jax.Array]:
     """The step each step's episode started at, and the steps since, both `[N, T]` int32."""
     time = jnp.broadcast_to(jnp.arange(steps.mask.shape[1]), steps.mask.shape)
     after_boundary = jnp.pad(steps.boundary[:, :-1] > 0, ((0, 0), (1, 0)))

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -13,7 +12,7 @@ from pgjax.policies import Params, Policy, ValueFunction
 from pgjax.rollout import Trajectory
 from pgjax.score import GradientFn
 
-CHUNK_SIZE = 1024
+CHUNK_SIZE = 4096
 
 
 def trajectory_gradient(
@@ -23,8 +22,8 @@ def trajectory_gradient(
     policy: Policy,
     estimator: Estimator,
     hyper: Hyper,
-    value: chex.Array | None = None,
-    next_value: chex.Array | None = None,
+    value: jax.Array | None = None,
+    next_value: jax.Array | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> Params:
     """The policy gradient of given trajectories.
@@ -131,7 +130,7 @@ def values(
     params: Params,
     trajectory: Trajectory,
     chunk_size: int = CHUNK_SIZE,
-) -> tuple[chex.Array, chex.Array]:
+) -> tuple[jax.Array, jax.Array]:
     """Values of the observations and of the true next observations, both `[N, T]`.
 
     The next observation of a row's last live step is `trajectory.final_obs`. Zero where the row
@@ -158,8 +157,8 @@ def values(
 def make_steps(
     estimator: Estimator,
     trajectory: Trajectory,
-    value: chex.Array | None = None,
-    next_value: chex.Array | None = None,
+    value: jax.Array | None = None,
+    next_value: jax.Array | None = None,
 ) -> Steps:
     """What Psi may see of a trajectory.
 
@@ -249,20 +248,22 @@ def _regression(params, trajectory, target, value_function, chunk_size) -> Param
 class _Chunks(NamedTuple):
     """Indices of live samples, cut into chunks; the tail repeats the first of them."""
 
-    index: chex.Array  # [C, B] int32
-    valid: chex.Array  # [C, B] one for live samples, zero for the tail
-    num: chex.Array  # [] chunks that hold any live sample, at most C
+    index: jax.Array  # [C, B] int32
+    valid: jax.Array  # [C, B] one for live samples, zero for the tail
+    num: jax.Array  # [] chunks that hold any live sample, at most C
 
 
-def _live_chunks(live: chex.Array, chunk_size: int) -> _Chunks:
+def _live_chunks(live: jax.Array, chunk_size: int) -> _Chunks:
     """Cuts the live entries of a mask into chunks, so that cost follows what is live."""
     size = live.size
     width = min(chunk_size, size)
     num_chunks = -(-size // width)
     live = jnp.ravel(live) > 0
     padded = num_chunks * width
-    (index,) = jnp.nonzero(live, size=padded, fill_value=0)
-    count = jnp.sum(live)
+    rank = jnp.cumsum(live)
+    count = rank[-1]
+    place = jnp.where(live, rank - 1, padded)  # past the end, so dropped, where not live
+    index = jnp.zeros(padded, jnp.int32).at[place].set(jnp.arange(size), mode="drop")
     valid = jnp.arange(padded) < count
     index = jnp.where(valid, index, index[0]).reshape(num_chunks, width)
     valid = valid.astype(jnp.result_type(float)).reshape(num_chunks, width)
@@ -270,7 +271,7 @@ def _live_chunks(live: chex.Array, chunk_size: int) -> _Chunks:
 
 
 def _accumulate(
-    objective: Callable[[Params, Any, chex.Array], chex.Array],
+    objective: Callable[[Params, Any, jax.Array], jax.Array],
     params: Params,
     samples: Any,
     chunks: _Chunks,
@@ -302,13 +303,13 @@ def _metrics(trajectory: Trajectory, hyper: Hyper) -> score.Metrics:
     }
 
 
-def _live_mean(x: chex.Array, mask: chex.Array) -> chex.Array:
+def _live_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(mask > 0, x, 0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
-def _flatten(x: chex.Array) -> chex.Array:
+def _flatten(x: jax.Array) -> jax.Array:
     return x.reshape(-1, *x.shape[2:])
 
 
 def _is_zero(number: Any) -> bool:
-    return not isinstance(number, jax.core.Tracer) and float(number) == 0
+    return not checks.is_traced(number) and float(number) == 0

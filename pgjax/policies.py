@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ class Policy(NamedTuple):
     without memory the carry is `()` and the T observations may be any batch.
     """
 
-    init: Callable[[chex.PRNGKey, chex.Array], Params]  # (key, obs [*O]) -> params
+    init: Callable[[jax.Array, jax.Array], Params]  # (key, obs [*O]) -> params
     initial_state: Callable[[], Carry]  # () -> carry; () without memory
     step: Callable[..., tuple[Carry, Distribution]]  # (params, carry, obs [*O]) -> (carry, dist)
     unroll: Callable[..., Distribution]  # (params, carry, obs [T, *O], boundary [T]) -> dist of T
@@ -33,8 +32,8 @@ class Policy(NamedTuple):
 class ValueFunction(NamedTuple):
     """The expected return from an observation on."""
 
-    init: Callable[[chex.PRNGKey, chex.Array], Params]  # (key, obs [*O]) -> params
-    apply: Callable[[Params, chex.Array], chex.Array]  # (params, obs [*O]) -> []
+    init: Callable[[jax.Array, jax.Array], Params]  # (key, obs [*O]) -> params
+    apply: Callable[[Params, jax.Array], jax.Array]  # (params, obs [*O]) -> []
 
 
 class Head(NamedTuple):
@@ -45,7 +44,7 @@ class Head(NamedTuple):
 
     num_outputs: int
     num_free: int
-    distribution: Callable[[chex.Array], Distribution]  # [num_outputs + num_free] -> dist
+    distribution: Callable[[jax.Array], Distribution]  # [num_outputs + num_free] -> dist
 
 
 class Network(nn.Module):
@@ -59,11 +58,11 @@ class Network(nn.Module):
     num_outputs: int
     num_free: int = 0
     free_value: float = 0.0
-    activation: Callable[[chex.Array], chex.Array] = nn.tanh
+    activation: Callable[[jax.Array], jax.Array] = nn.tanh
     output_scale: float = 0.01
 
     @nn.compact
-    def __call__(self, x: chex.Array) -> chex.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         dtype = jnp.result_type(float)
         for width in self.hidden:
             kernel = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
@@ -80,19 +79,19 @@ class Network(nn.Module):
 ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "silu": nn.silu, "gelu": nn.gelu}
 
 
-def ravel(obs: chex.Array) -> chex.Array:
+def ravel(obs: jax.Array) -> jax.Array:
     """Features of an array observation: its entries, as floats."""
     return jnp.ravel(obs).astype(jnp.result_type(float))
 
 
-def one_hot(num: int) -> Callable[[chex.Array], chex.Array]:
+def one_hot(num: int) -> Callable[[jax.Array], jax.Array]:
     """Features of an index below `num`: a unit vector."""
     return lambda obs: jax.nn.one_hot(obs, num, dtype=jnp.result_type(float))
 
 
 def memoryless(
-    init: Callable[[chex.PRNGKey, chex.Array], Params],
-    apply: Callable[[Params, chex.Array], Distribution],
+    init: Callable[[jax.Array, jax.Array], Params],
+    apply: Callable[[Params, jax.Array], Distribution],
 ) -> Policy:
     """Policy that looks at one observation only.
 
@@ -131,7 +130,7 @@ def mlp(
     *,
     hidden: Sequence[int] = (64, 64),
     activation: str = "tanh",
-    features: Callable[[chex.Array], chex.Array] = ravel,
+    features: Callable[[jax.Array], jax.Array] = ravel,
     free_value: float = 0.0,
 ) -> Policy:
     """Multilayer perceptron from features of the observation to the parameters of a distribution.
@@ -149,14 +148,14 @@ def mlp(
     network = _network(hidden, activation, head.num_outputs, head.num_free, free_value)
     return memoryless(
         init=lambda key, obs: network.init(key, features(obs)),
-        apply=lambda params, obs: head.distribution(network.apply(params, features(obs))),
+        apply=lambda params, obs: head.distribution(_outputs(network, params, features(obs))),
     )
 
 
 def linear(
     head: Head,
     *,
-    features: Callable[[chex.Array], chex.Array] = ravel,
+    features: Callable[[jax.Array], jax.Array] = ravel,
     free_value: float = 0.0,
 ) -> Policy:
     """Linear map, with bias, from features of the observation to the parameters; see `mlp`."""
@@ -167,13 +166,13 @@ def mlp_value(
     *,
     hidden: Sequence[int] = (64, 64),
     activation: str = "tanh",
-    features: Callable[[chex.Array], chex.Array] = ravel,
+    features: Callable[[jax.Array], jax.Array] = ravel,
 ) -> ValueFunction:
     """Multilayer perceptron from features of the observation to a value; linear without hidden."""
     network = _network(hidden, activation, num_outputs=1)
     return ValueFunction(
         init=lambda key, obs: network.init(key, features(obs)),
-        apply=lambda params, obs: network.apply(params, features(obs))[0],
+        apply=lambda params, obs: jnp.squeeze(_outputs(network, params, features(obs))),
     )
 
 
@@ -370,6 +369,10 @@ def _network(hidden, activation, num_outputs, num_free=0, free_value=0.0) -> Net
         free_value=free_value,
         activation=ACTIVATIONS[activation],
     )
+
+
+def _outputs(network: Network, params: Params, features: jax.Array) -> Any:
+    return network.apply(params, features)
 
 
 def _event(distribution: Distribution, shape: Sequence[int]) -> Distribution:

@@ -12,14 +12,17 @@ The end of the array is always a boundary. The kernels hold nothing constant: st
 the caller's business.
 """
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from pgjax import checks
 
 
-def discounted_sum(x: chex.Array, rate: chex.Numeric) -> chex.Array:
+def discounted_sum(x: jax.Array, rate: ArrayLike) -> jax.Array:
     """Sums a series backwards in time at a given rate.
 
         y_t = x_t + rate_t y_{t+1},    y_T = 0
@@ -42,8 +45,8 @@ def discounted_sum(x: chex.Array, rate: chex.Numeric) -> chex.Array:
 
 
 def td_residual(
-    reward: chex.Array, value: chex.Array, next_value: chex.Array, discount: chex.Numeric
-) -> chex.Array:
+    reward: jax.Array, value: jax.Array, next_value: jax.Array, discount: ArrayLike
+) -> jax.Array:
     """Computes temporal-difference residuals.
 
         delta_t = r_t + discount_t v'_t - v_t
@@ -65,13 +68,13 @@ def td_residual(
 
 
 def gae(
-    reward: chex.Array,
-    value: chex.Array,
-    next_value: chex.Array,
-    discount: chex.Numeric,
-    lambda_: chex.Numeric,
-    boundary: chex.Array | None = None,
-) -> chex.Array:
+    reward: jax.Array,
+    value: jax.Array,
+    next_value: jax.Array,
+    discount: ArrayLike,
+    lambda_: ArrayLike,
+    boundary: jax.Array | None = None,
+) -> jax.Array:
     """Computes generalised advantage estimates.
 
         A_t = delta_t + discount_t lambda_t A_{t+1},    A_{t+1} = 0 at a boundary
@@ -97,12 +100,12 @@ def gae(
 
 
 def lambda_return(
-    reward: chex.Array,
-    next_value: chex.Array,
-    discount: chex.Numeric,
-    lambda_: chex.Numeric,
-    boundary: chex.Array | None = None,
-) -> chex.Array:
+    reward: jax.Array,
+    next_value: jax.Array,
+    discount: ArrayLike,
+    lambda_: ArrayLike,
+    boundary: jax.Array | None = None,
+) -> jax.Array:
     """Computes lambda-returns: the geometric mixture of all n-step returns.
 
         G_t = r_t + discount_t [(1 - lambda_t) v'_t + lambda_t G_{t+1}],
@@ -127,12 +130,12 @@ def lambda_return(
 
 
 def n_step_return(
-    reward: chex.Array,
-    next_value: chex.Array,
-    discount: chex.Numeric,
-    n: chex.Numeric,
-    boundary: chex.Array | None = None,
-) -> chex.Array:
+    reward: jax.Array,
+    next_value: jax.Array,
+    discount: ArrayLike,
+    n: ArrayLike,
+    boundary: jax.Array | None = None,
+) -> jax.Array:
     """Computes n-step returns.
 
         y^(1)_t   = r_t + discount_t v'_t
@@ -168,17 +171,17 @@ def n_step_return(
 
 
 def vtrace(
-    reward: chex.Array,
-    value: chex.Array,
-    next_value: chex.Array,
-    discount: chex.Numeric,
-    rho: chex.Array,
-    boundary: chex.Array | None = None,
+    reward: jax.Array,
+    value: jax.Array,
+    next_value: jax.Array,
+    discount: ArrayLike,
+    rho: jax.Array,
+    boundary: jax.Array | None = None,
     *,
-    lambda_: chex.Numeric = 1.0,
-    clip_rho: chex.Numeric = 1.0,
-    clip_c: chex.Numeric = 1.0,
-) -> chex.Array:
+    lambda_: ArrayLike = 1.0,
+    clip_rho: ArrayLike = 1.0,
+    clip_c: ArrayLike = 1.0,
+) -> jax.Array:
     """Computes V-trace targets: off-policy lambda-returns with clipped importance ratios.
 
         v_s = V_s + min(clip_rho, rho_s) delta_s + discount_s c_s (v_{s+1} - V_{s+1})
@@ -215,7 +218,7 @@ def _add_following(following, x_and_rate):
     return y, y
 
 
-def _align(series: list[chex.Array], rates: list[chex.Numeric]) -> list[chex.Array]:
+def _align(series: list[jax.Array], rates: list[ArrayLike]) -> list[jax.Array]:
     """Broadcasts rates to the one shape of the series, and puts all in one floating dtype."""
     chex.assert_equal_shape(series)
     shape = jnp.shape(series[0])
@@ -223,7 +226,7 @@ def _align(series: list[chex.Array], rates: list[chex.Numeric]) -> list[chex.Arr
     return [jnp.broadcast_to(jnp.asarray(x, dtype), shape) for x in (*series, *rates)]
 
 
-def _continues(boundary: chex.Array | None, like: chex.Array) -> chex.Array:
+def _continues(boundary: jax.Array | None, like: jax.Array) -> jax.Array:
     """Tells where step t + 1 goes on with step t: neither at a boundary nor at the end."""
     continues = jnp.ones_like(like, bool).at[..., -1].set(False)
     if boundary is None:
@@ -232,9 +235,9 @@ def _continues(boundary: chex.Array | None, like: chex.Array) -> chex.Array:
     return continues & ~jnp.asarray(boundary, bool)
 
 
-def _num_steps(n: chex.Numeric, limit: int) -> chex.Numeric:
+def _num_steps(n: Any, limit: int) -> int | jax.Array:
     """Returns n as an integer of at most `limit`: a static loop bound if n is concrete."""
-    if isinstance(n, jax.core.Tracer):
+    if checks.is_traced(n):
         return jnp.minimum(jnp.round(n), limit).astype(jnp.int32)
     checks.at_least("n", n, 1)
     return int(min(n, limit))

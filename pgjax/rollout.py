@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -16,18 +15,18 @@ STEPS_BETWEEN_LOOKS = 32
 class Trajectory(NamedTuple):
     """What N rows of T steps gave."""
 
-    obs: chex.Array  # [N, T, *O]
-    action: chex.Array  # [N, T, ...] what the distribution sampled, before squashing or clipping
-    log_prob: chex.Array  # [N, T] under the policy that acted
-    reward: chex.Array  # [N, T] zero after the end
-    terminated: chex.Array  # [N, T] bool, natural end: the future is worth zero
-    truncated: chex.Array  # [N, T] bool, cut by a time limit or the window
-    mask: chex.Array  # [N, T] one while the row is live
-    final_obs: chex.Array | None = None  # [N, *O] observation after the last live step
+    obs: jax.Array  # [N, T, *O]
+    action: jax.Array  # [N, T, ...] what the distribution sampled, before squashing or clipping
+    log_prob: jax.Array  # [N, T] under the policy that acted
+    reward: jax.Array  # [N, T] zero after the end
+    terminated: jax.Array  # [N, T] bool, natural end: the future is worth zero
+    truncated: jax.Array  # [N, T] bool, cut by a time limit or the window
+    mask: jax.Array  # [N, T] one while the row is live
+    final_obs: Any = None  # [N, *O] observation after the last live step
 
 
 def episodes(
-    key: chex.PRNGKey,
+    key: jax.Array,
     env: Any,
     env_params: Any,
     policy: Policy,
@@ -63,11 +62,11 @@ def episodes(
 
     def step(carry, time):
         state, obs, policy_state, live = carry
-        action_key, env_key = jax.random.split(jax.random.fold_in(step_key, time))
         policy_state, distribution = act(params, policy_state, obs)
-        action = distribution.sample(action_key)
+        action = distribution.sample(jax.random.fold_in(action_key, time))
+        env_keys = jax.random.split(jax.random.fold_in(env_key, time), num_episodes)
         next_obs, next_state, reward, terminated, truncated = jax.vmap(step_row)(
-            jax.random.split(env_key, num_episodes), state, distribution, action
+            env_keys, state, distribution, action
         )
         truncated |= (time == horizon - 1) & ~terminated
         record = Trajectory(
@@ -83,7 +82,7 @@ def episodes(
         state, obs = _keep((next_state, next_obs), (state, obs), live)
         return (state, obs, policy_state, live & ~(terminated | truncated)), record
 
-    reset_key, step_key = jax.random.split(key)
+    reset_key, action_key, env_key = jax.random.split(key, 3)
     reset_keys = jax.random.split(reset_key, num_episodes)
     obs, state = jax.vmap(env.reset_env, (0, None))(reset_keys, env_params)
     policy_state = _repeat(policy.initial_state(), num_episodes)

@@ -15,7 +15,7 @@ GradientFn = Callable[[jax.Array, Params], tuple[Params, Metrics]]
 """`(key, params) -> (gradient, metrics)`; `gradient` is shaped like `params` and points uphill."""
 
 
-def surrogate(log_prob: chex.Array, weight: chex.Array) -> chex.Array:
+def surrogate(log_prob: jax.Array, weight: jax.Array) -> jax.Array:
     """The log-likelihood surrogate, whose gradient is the score-function estimate.
 
         L(theta) = 1/N sum_i sum_t stop_gradient(Psi_it) log pi_theta(a_it | s_it)
@@ -38,7 +38,7 @@ def surrogate(log_prob: chex.Array, weight: chex.Array) -> chex.Array:
     return jnp.sum(jax.lax.stop_gradient(weight) * log_prob) / log_prob.shape[0]
 
 
-def magic_box(log_prob: chex.Array) -> chex.Array:
+def magic_box(log_prob: jax.Array) -> jax.Array:
     """One in value, and a score in every derivative.
 
         magic_box(x) = exp(x - stop_gradient(x)),   grad magic_box(x) = magic_box(x) grad x
@@ -92,11 +92,7 @@ def score_function_gradient(
     Ranganath et al. 2014 for variational inference.
     """
     checks.at_least("num_samples", num_samples, 1)
-    if isinstance(baseline, str):
-        checks.choice("baseline", baseline, baselines.BATCH)
-        if baseline in baselines.COUPLED:
-            checks.at_least("num_samples", num_samples, 2, f"baseline {baseline!r} needs others")
-        baseline = baselines.BATCH[baseline]
+    subtracted = _baseline(baseline, num_samples)
 
     def gradient_fn(key, params):
         keys = jax.random.split(key, num_samples)
@@ -104,7 +100,7 @@ def score_function_gradient(
 
         def loss(params):
             value = jax.vmap(objective, (None, 0))(params, x)
-            weight = value - baseline(value)
+            weight = value - subtracted(value)
             log_probs = jax.vmap(log_prob, (None, 0))(params, x)
             return surrogate(log_probs, weight) + jnp.mean(value), value
 
@@ -112,3 +108,14 @@ def score_function_gradient(
         return gradient, {"objective": jnp.mean(value), "objective_std": jnp.std(value)}
 
     return gradient_fn
+
+
+def _baseline(
+    baseline: str | Callable[[jax.Array], jax.Array], num_samples: int
+) -> Callable[[jax.Array], jax.Array]:
+    if not isinstance(baseline, str):
+        return baseline
+    checks.choice("baseline", baseline, baselines.BATCH)
+    if baseline in baselines.COUPLED:
+        checks.at_least("num_samples", num_samples, 2, f"baseline {baseline!r} needs others")
+    return baselines.BATCH[baseline]

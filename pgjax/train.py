@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,7 +13,7 @@ from pgjax.score import GradientFn, Metrics, Params
 class StatefulGradientFn(NamedTuple):
     """A gradient that carries something from step to step: environments, a running baseline."""
 
-    init: Callable[[chex.PRNGKey, Params], Any]  # (key, params) -> state
+    init: Callable[[jax.Array, Params], Any]  # (key, params) -> state
     step: Callable[
         ..., tuple[Params, Any, Metrics]
     ]  # (key, params, state) -> (grad, state, metrics)
@@ -26,12 +25,12 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: optax.OptState
     gradient_state: Any  # () for a plain `GradientFn`
-    step: chex.Array  # [] int32, updates made or skipped
-    skipped: chex.Array  # [] int32, updates skipped because the gradient was not finite
+    step: jax.Array  # [] int32, updates made or skipped
+    skipped: jax.Array  # [] int32, updates skipped because the gradient was not finite
 
 
 def init(
-    key: chex.PRNGKey,
+    key: jax.Array,
     params: Params,
     optimizer: optax.GradientTransformation,
     gradient_fn: GradientFn | StatefulGradientFn | None = None,
@@ -55,7 +54,7 @@ def init(
 
 
 def step(
-    key: chex.PRNGKey,
+    key: jax.Array,
     state: TrainState,
     gradient_fn: GradientFn | StatefulGradientFn,
     optimizer: optax.GradientTransformation,
@@ -96,7 +95,7 @@ def step(
 
 
 def train(
-    key: chex.PRNGKey,
+    key: jax.Array,
     state: TrainState,
     gradient_fn: GradientFn | StatefulGradientFn,
     optimizer: optax.GradientTransformation,
@@ -126,5 +125,5 @@ def _lift(gradient_fn: GradientFn | StatefulGradientFn) -> StatefulGradientFn:
     return StatefulGradientFn(lambda key, params: (), step)
 
 
-def _all_finite(tree: Any) -> chex.Array:
+def _all_finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))

@@ -198,7 +198,7 @@ def test_hyperparameters_can_be_vmapped():
     gradient = jax.jit(gradient)
     together = jax.jit(jax.vmap(gradient))(rates, costs)
     for i in range(2):
-        one = jax.tree.map(lambda x: x[i], together)
+        one = jax.tree.map(lambda x, i=i: x[i], together)
         assert_trees_close(one, gradient(rates[i], costs[i]), rtol=1e-3, atol=1e-5)
 
 

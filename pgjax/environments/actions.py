@@ -2,14 +2,14 @@
 
 import math
 
-import chex
+import jax
 import jax.numpy as jnp
 from gymnax.environments import spaces
 
 from pgjax.distributions import Distribution
 
 
-def to_action(space: spaces.Space, distribution: Distribution, sample: chex.Array) -> chex.Array:
+def to_action(space: spaces.Space, distribution: Distribution, sample: jax.Array) -> jax.Array:
     """The action an environment gets for a sample; the log-probability stays the sample's own.
 
     A distribution of bounded support (tanh-normal, beta) is squashed and stretched over the
@@ -23,7 +23,7 @@ def to_action(space: spaces.Space, distribution: Distribution, sample: chex.Arra
     if not isinstance(space, spaces.Box):
         return sample
     action = distribution.squash(sample)
-    low, high = distribution.support
+    low, high = distribution.support or (-math.inf, math.inf)
     if math.isfinite(low) and math.isfinite(high):
         action = space.low + (action - low) / (high - low) * (space.high - space.low)
     return jnp.clip(action, space.low, space.high)

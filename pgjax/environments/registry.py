@@ -37,7 +37,7 @@ def make(name: str, **overrides: Any) -> tuple[Environment, EnvParams]:
     arguments = _constructor_arguments(factory)
     chosen = {key: value for key, value in overrides.items() if key in arguments}
     env = _construct(name, factory, chosen)
-    params = env.default_params
+    params: Any = env.default_params
     fields = [field.name for field in dataclasses.fields(params)]
     for key in overrides:
         checks.choice(f"{name}: override", key, [*fields, *arguments])

@@ -114,7 +114,7 @@ def tabular_mdp(mdp: MDP, *, name: str = "TabularMDP", max_steps: int | None = N
     return TabularMDP(mdp, name, max_steps)
 
 
-def _draw(key: chex.PRNGKey, probs: chex.Array) -> chex.Array:
+def _draw(key: jax.Array, probs: jax.Array) -> jax.Array:
     return jax.random.categorical(key, jnp.log(probs)).astype(jnp.int32)
 
 

@@ -13,6 +13,9 @@ import yaml
 OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd")
 """Optimisers a run can ascend with, each by its name in optax."""
 
+SCHEDULES = ("constant", "linear", "cosine")
+"""How learning rates change over a run; the last two decay to zero."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -42,7 +45,7 @@ class Config:
     """What is subtracted from it (`pgjax list baselines`)."""
     state_weighting: str = "discounted"
     """How step t counts: discounted by gamma^t, or uniform (biased unless gamma = 1)."""
-    discount: float = 0.99
+    discount: float = 1.0
     """Discount gamma of future rewards, in [0, 1]."""
     lambda_: Annotated[float, tyro.conf.arg(name="lambda")] = 0.95
     """Decay lambda of the form gae, in [0, 1]."""
@@ -53,19 +56,21 @@ class Config:
     entropy_cost: float = 0.0
     """Weight of the entropy bonus."""
 
-    num_episodes: int = 256
+    num_episodes: int = 512
     """Episodes of one update."""
-    num_updates: int = 20
+    num_updates: int = 13
     """Updates of the run."""
     optimizer: str = "adam"
     """Optimiser: adam, adamw, rmsprop or sgd."""
-    learning_rate: float = 1e-2
+    learning_rate: float = 1.5e-2
     """Step size of the policy."""
     value_learning_rate: float = 1e-2
     """Step size of the value function, which has its own optimiser."""
+    schedule: str = "constant"
+    """How both learning rates change over the run: constant, or linear or cosine down to zero."""
     max_grad_norm: float | None = None
     """Global norm the gradient is clipped to, policy and value function apart; None never clips."""
-    chunk_size: int = 1024
+    chunk_size: int = 4096
     """Samples whose gradient is held in memory at once."""
 
     seed: int = 0
@@ -146,6 +151,7 @@ def validate(config: Config) -> None:
     if config.max_grad_norm is not None and not 0 < config.max_grad_norm < float("inf"):
         raise ValueError(f"max_grad_norm={config.max_grad_norm!r} must be positive and finite")
     checks.choice("optimizer", config.optimizer, OPTIMIZERS)
+    checks.choice("schedule", config.schedule, SCHEDULES)
     if config.name is not None and (config.name in ("", ".", "..") or "/" in config.name):
         raise ValueError(f"name={config.name!r} must be the plain name of a directory")
 

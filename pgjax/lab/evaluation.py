@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 
 from pgjax.lab import statistics
@@ -32,8 +31,9 @@ def evaluate(
       Plain numbers: `return` and `episode_length`, each with `per_seed`, `centre` (their
       interquartile mean; of fewer than four seeds, the mean) and its 95% `interval`.
     """
-    key = jax.vmap(jax.random.fold_in, (0, None))(keys.evaluation, draw)
-    found = experiment.evaluate(key, params, num_episodes=num_episodes, greedy=greedy)
+    found = experiment.evaluate(
+        keys.evaluation, params, num_episodes=num_episodes, draw=draw, greedy=greedy
+    )
     measures = {name: _summary(np.asarray(x)) for name, x in found.items()}
     return {"episodes": num_episodes, "draw": draw, "greedy": greedy, **measures}
 

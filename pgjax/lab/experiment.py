@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,17 +18,17 @@ from pgjax.train import TrainState
 class Experiment(NamedTuple):
     """What a run does, for one seed as `build` gives it, for many after `over_seeds`."""
 
-    init: Callable[[chex.PRNGKey], TrainState]  # key -> state
+    init: Callable[[jax.Array], TrainState]  # key -> state
     train: Callable[..., tuple[TrainState, score.Metrics]]  # (key, state, *, num_steps) -> ...
-    evaluate: Callable[..., score.Metrics]  # (key, params, *, num_episodes, greedy) -> [N] each
+    evaluate: Callable[..., score.Metrics]  # (key, params, *, num_episodes, ...) -> [N] each
 
 
 class Keys(NamedTuple):
     """What the key of a seed is split into, one key a purpose."""
 
-    init: chex.PRNGKey
-    train: chex.PRNGKey
-    evaluation: chex.PRNGKey
+    init: jax.Array
+    train: jax.Array
+    evaluation: jax.Array
 
 
 def build(config: Config) -> Experiment:
@@ -67,7 +66,7 @@ def build(config: Config) -> Experiment:
     )
     ascent = optimizer(config, with_value=value_function is not None)
 
-    def init(key: chex.PRNGKey) -> TrainState:
+    def init(key: jax.Array) -> TrainState:
         policy_key, value_key, gradient_key = jax.random.split(key, 3)
         obs = _blank_observation(env, env_params)
         params = policy.init(policy_key, obs)
@@ -75,14 +74,20 @@ def build(config: Config) -> Experiment:
             params = {"policy": params, "value": value_function.init(value_key, obs)}
         return train.init(gradient_key, params, ascent, gradient_fn)
 
-    def run(key: chex.PRNGKey, state: TrainState, *, num_steps: int):
+    def run(key: jax.Array, state: TrainState, *, num_steps: int):
         return train.train(key, state, gradient_fn, ascent, num_steps=num_steps)
 
-    def evaluate(key: chex.PRNGKey, params: Any, *, num_episodes: int, greedy: bool = False):
-        acting = policies.greedy(policy) if greedy else policy
-        acting_params = params if value_function is None else params["policy"]
+    def evaluate(
+        key: jax.Array, params: Any, *, num_episodes: int, draw: int = 0, greedy: bool = False
+    ):
         trajectory = rollout.episodes(
-            key, env, env_params, acting, acting_params, num_episodes=num_episodes, horizon=horizon
+            jax.random.fold_in(key, draw),
+            env,
+            env_params,
+            policies.greedy(policy) if greedy else policy,
+            params if value_function is None else params["policy"],
+            num_episodes=num_episodes,
+            horizon=horizon,
         )
         return {
             "return": jnp.sum(trajectory.reward, axis=1),
@@ -110,17 +115,19 @@ def over_seeds(experiment: Experiment) -> Experiment:
     The state given to `train` is donated. Each function compiles once a shape.
     """
 
-    def train(key: chex.PRNGKey, state: TrainState, *, num_steps: int):
+    def train(key: jax.Array, state: TrainState, *, num_steps: int):
         return jax.vmap(partial(experiment.train, num_steps=num_steps))(key, state)
 
-    def evaluate(key: chex.PRNGKey, params: Any, *, num_episodes: int, greedy: bool = False):
-        one = partial(experiment.evaluate, num_episodes=num_episodes, greedy=greedy)
+    def evaluate(
+        key: jax.Array, params: Any, *, num_episodes: int, draw: int = 0, greedy: bool = False
+    ):
+        one = partial(experiment.evaluate, num_episodes=num_episodes, draw=draw, greedy=greedy)
         return jax.vmap(one)(key, params)
 
     return Experiment(
         init=_compiled(jax.vmap(experiment.init), effort=0),
         train=_compiled(train, effort=1, static_argnames="num_steps", donate_argnums=1),
-        evaluate=_compiled(evaluate, effort=1, static_argnames=("num_episodes", "greedy")),
+        evaluate=_compiled(evaluate, effort=0, static_argnames=("num_episodes", "greedy")),
     )
 
 
@@ -157,10 +164,18 @@ def optimizer(config: Config, *, with_value: bool) -> optax.GradientTransformati
 
 
 def _optimizer(config: Config, learning_rate: float) -> optax.GradientTransformation:
-    ascent = getattr(optax, config.optimizer)(learning_rate)
+    ascent = getattr(optax, config.optimizer)(_schedule(config, learning_rate))
     if config.max_grad_norm is None:
         return ascent
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), ascent)
+
+
+def _schedule(config: Config, learning_rate: float) -> optax.ScalarOrSchedule:
+    if config.schedule == "linear":
+        return optax.linear_schedule(learning_rate, 0.0, config.num_updates)
+    if config.schedule == "cosine":
+        return optax.cosine_decay_schedule(learning_rate, config.num_updates)
+    return learning_rate
 
 
 def _hyper(config: Config) -> estimators.Hyper:

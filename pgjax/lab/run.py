@@ -124,8 +124,10 @@ def follow(run: Run) -> int | None:
 def identity(config: Config) -> str:
     """Names what a run computes: the same for configs that differ only in names and lengths."""
     what = dataclasses.asdict(config)
-    for field in ("name", "directory", "num_updates", "evaluation_episodes", "checkpoint_every"):
+    for field in ("name", "directory", "evaluation_episodes", "checkpoint_every"):
         del what[field]
+    if config.schedule == "constant":
+        del what["num_updates"]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
@@ -157,6 +159,7 @@ def _compile_evaluation(run: Run) -> None:
         run.keys.evaluation,
         state.params,
         num_episodes=run.config.evaluation_episodes,
+        draw=0,
         greedy=False,
     ).compile()
 

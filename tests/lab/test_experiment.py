@@ -32,7 +32,9 @@ def test_many_seeds_in_one_program_are_many_runs_of_one_seed(tiny):
 
 def test_a_run_says_whether_what_it_ascends_is_biased():
     assert "(unbiased: always)" in experiment.describe(Config())
-    assert "(biased: without gamma^t" in experiment.describe(Config(state_weighting="uniform"))
+    assert "(biased: without gamma^t" in experiment.describe(
+        Config(discount=0.9, state_weighting="uniform")
+    )
 
 
 def test_no_key_serves_two_purposes():
