@@ -47,8 +47,11 @@ def trajectory_gradient(
       A gradient shaped like `params`, uphill.
 
     Raises:
-      ValueError: values that the estimator needs and did not get, or too few rows.
+      ValueError: values that the estimator needs and did not get, rates outside [0, 1], or too
+        few rows.
     """
+    checks.at_least("chunk_size", chunk_size, 1)
+    estimators.check_hyper(hyper)
     steps = make_steps(estimator, trajectory, value, next_value)
     return _ascent(params, trajectory, steps, policy, estimator, hyper, chunk_size)
 
@@ -175,60 +178,44 @@ def make_steps(
         value=zeros if value is None else value,
         next_value=zeros if next_value is None else next_value,
         terminated=trajectory.terminated,
-        boundary=trajectory.terminated | trajectory.truncated,
+        boundary=jnp.logical_or(trajectory.terminated, trajectory.truncated),
         mask=trajectory.mask,
     )
 
 
 def _ascent(params, trajectory, steps, policy, estimator, hyper, chunk_size) -> Params:
-    """Gradient of the surrogate with the estimator's weights, and of the entropy bonus."""
+    """Gradient of the surrogate with the estimator's weights, and of the entropy bonus.
+
+    Policies without memory see chunks of single samples, the others chunks of whole rows.
+    """
     weight = estimators.psi(estimator, steps, hyper)
+    live = steps.mask > 0
     bonus = None
     if not _is_zero(hyper.entropy_cost):
-        live = (steps.mask > 0).astype(weight.dtype)
-        bonus = hyper.entropy_cost * live * estimators.state_weight(estimator, steps, hyper)
+        visits = live * estimators.state_weight(estimator, steps, hyper)
+        bonus = hyper.entropy_cost * visits.astype(weight.dtype)
+    obs, action = trajectory.obs, trajectory.action
     if jax.tree.leaves(policy.initial_state()):
-        return _ascent_by_rows(params, trajectory, steps, weight, bonus, policy, chunk_size)
-    num_rows = weight.shape[0]
-    samples = jax.tree.map(_flatten, (trajectory.obs, trajectory.action, weight, bonus))
+        obs, action = jax.tree.map(lambda x: _repeat_first(x, live), (obs, action))
+        samples = (obs, action, steps.boundary, weight, bonus)
+        unroll = jax.vmap(policy.unroll, (None, None, 0, 0))
+        chunks = _live_chunks(live[:, 0], max(1, chunk_size // weight.shape[1]))
+    else:
+        samples = jax.tree.map(_flatten, (obs, action, steps.boundary, weight, bonus))
+        unroll = policy.unroll
+        chunks = _live_chunks(live, chunk_size)
 
     def objective(params, samples, valid):
-        obs, action, weight, bonus = samples
-        boundary = jnp.zeros(valid.shape, bool)
-        distribution = policy.unroll(params, (), obs, boundary)
-        scale = valid * (valid.shape[0] / num_rows)
-        ascent = score.surrogate(distribution.log_prob(action), scale * weight)
+        obs, action, boundary, weight, bonus = samples
+        distribution = unroll(params, policy.initial_state(), obs, boundary)
+        valid = valid.reshape(valid.shape + (1,) * (weight.ndim - 1))
+        share = len(weight) / len(live)  # the surrogate means over the chunk, we over all rows
+        ascent = score.surrogate(distribution.log_prob(action), share * valid * weight)
         if bonus is not None:
-            ascent += jnp.sum(valid * bonus * distribution.entropy()) / num_rows
+            ascent += jnp.sum(valid * bonus * distribution.entropy()) / len(live)
         return ascent
 
-    return _accumulate(objective, params, samples, _live_chunks(steps.mask, chunk_size))
-
-
-def _ascent_by_rows(params, trajectory, steps, weight, bonus, policy, chunk_size) -> Params:
-    """The same for policies with memory, which see whole rows: chunks of rows."""
-    num_rows, horizon = weight.shape
-    live = steps.mask > 0
-
-    def fill(x):
-        """Dead steps repeat the row's first, so that their log-probabilities are finite."""
-        return jnp.where(live.reshape(live.shape + (1,) * (x.ndim - 2)), x, x[:, :1])
-
-    obs, action = jax.tree.map(fill, (trajectory.obs, trajectory.action))
-    samples = (obs, action, weight, bonus, steps.boundary)
-
-    def objective(params, samples, valid):
-        obs, action, weight, bonus, boundary = samples
-        carry = policy.initial_state()
-        distribution = jax.vmap(policy.unroll, (None, None, 0, 0))(params, carry, obs, boundary)
-        scale = valid[:, None] * (valid.shape[0] / num_rows)
-        ascent = score.surrogate(distribution.log_prob(action), scale * weight)
-        if bonus is not None:
-            ascent += jnp.sum(valid[:, None] * bonus * distribution.entropy()) / num_rows
-        return ascent
-
-    rows = max(1, chunk_size // horizon)
-    return _accumulate(objective, params, samples, _live_chunks(live[:, 0], rows))
+    return _accumulate(objective, params, samples, chunks)
 
 
 def _regression(params, trajectory, target, value_function, chunk_size) -> Params:
@@ -309,6 +296,11 @@ def _live_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 def _flatten(x: jax.Array) -> jax.Array:
     return x.reshape(-1, *x.shape[2:])
+
+
+def _repeat_first(x: jax.Array, live: jax.Array) -> jax.Array:
+    """Fills dead steps with the row's first, so that their log-probabilities are finite."""
+    return jnp.where(live.reshape(live.shape + (1,) * (x.ndim - 2)), x, x[:, :1])
 
 
 def _is_zero(number: Any) -> bool:
