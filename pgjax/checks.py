@@ -16,7 +16,7 @@ def is_traced(value: Any) -> bool:
 
 def choice(argument: str, value: str, allowed: Collection[str]) -> None:
     """Raises `ValueError`, with the nearest match, unless `value` is one of `allowed`."""
-    if value in allowed:
+    if isinstance(value, str) and value in allowed:
         return
     near = difflib.get_close_matches(str(value), list(allowed), n=1, cutoff=0.4)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -25,7 +25,8 @@ def choice(argument: str, value: str, allowed: Collection[str]) -> None:
 
 def at_least(argument: str, value: int, least: int, reason: str = "") -> None:
     """Raises `ValueError` unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or int(value) != value or value < least:
+    whole = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not (whole and math.isfinite(value) and int(value) == value and value >= least):
         because = f" ({reason})" if reason else ""
         raise ValueError(f"{argument}={value!r} must be a whole number >= {least}{because}")
 
@@ -35,7 +36,7 @@ def within(argument: str, value: Any, low: float, high: float) -> None:
     if is_traced(value):
         return
     for number in np.ravel(value).tolist():
-        if not (math.isfinite(number) and low <= number <= high):
+        if isinstance(number, str | None) or not (math.isfinite(number) and low <= number <= high):
             bounds = "" if math.isinf(low) else f" and >= {low:g}"
             bounds += "" if math.isinf(high) else f" and <= {high:g}"
             raise ValueError(f"{argument}={number!r} must be a finite number{bounds}")

@@ -182,7 +182,8 @@ class Beta(NamedTuple):
     """Law on (0, 1) with density proportional to x^(alpha - 1) (1 - x)^(beta - 1).
 
     Samples and modes that round to 0 or 1 are moved to the nearest number inside, so that they have
-    a finite log-probability. Chou et al. 2017.
+    a finite log-probability. In float32 the beta function loses digits to cancellation: entropy and
+    log-probability are off by up to 3e-4 at alpha = beta = 1e3, and 1e-2 at 1e4. Chou et al. 2017.
     """
 
     alpha: jax.Array  # [*B]

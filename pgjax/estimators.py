@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from pgjax import baselines, checks, returns
 
@@ -103,6 +104,9 @@ FORMS: dict[str, Callable[[Steps, Hyper], jax.Array]] = {
 }
 """name -> `(Steps, Hyper) -> [N, T]`."""
 
+MONTE_CARLO = frozenset({"total_return", "reward_to_go"})
+"""Forms that see nothing but rewards."""
+
 BOOTSTRAPPING = frozenset({"td_residual", "n_step", "gae"})
 """Forms that need the values of next observations."""
 
@@ -110,25 +114,25 @@ ADVANTAGES = frozenset({"td_residual", "gae"})
 """Forms that have V(s_t) subtracted already: the `value` baseline adds nothing to them."""
 
 
-def none(form: jax.Array, steps: Steps, hyper: Hyper = Hyper()) -> jax.Array:
+def none(form: jax.Array, steps: Steps) -> jax.Array:
     """Nothing is subtracted. Unbiased."""
     return baselines.zero(form)
 
 
-def constant(form: jax.Array, steps: Steps, hyper: Hyper = Hyper()) -> jax.Array:
+def constant(form: jax.Array, steps: Steps, number: ArrayLike = 0.0) -> jax.Array:
     """A number given beforehand, `Hyper.constant`. Unbiased.
 
     Source: Williams 1992.
     """
-    return jnp.full_like(form, hyper.constant)
+    return jnp.full_like(form, number)
 
 
-def batch_mean(form: jax.Array, steps: Steps, hyper: Hyper = Hyper()) -> jax.Array:
+def batch_mean(form: jax.Array, steps: Steps) -> jax.Array:
     """Mean over the batch, the own row included. Biased: shrinks the gradient by (N-1)/N."""
     return baselines.batch_mean(form)
 
 
-def leave_one_out(form: jax.Array, steps: Steps, hyper: Hyper = Hyper()) -> jax.Array:
+def leave_one_out(form: jax.Array, steps: Steps) -> jax.Array:
     """Mean over the other rows at the same step; ended rows count as zero to go. Unbiased.
 
     Source: Kool et al. 2019; Mnih & Rezende 2016.
@@ -136,17 +140,17 @@ def leave_one_out(form: jax.Array, steps: Steps, hyper: Hyper = Hyper()) -> jax.
     return baselines.leave_one_out(form)
 
 
-def leave_one_out_live(form: jax.Array, steps: Steps, hyper: Hyper = Hyper()) -> jax.Array:
+def leave_one_out_live(form: jax.Array, steps: Steps) -> jax.Array:
     """Mean over the other rows still live at the same step; zero if there are none. Unbiased."""
     return baselines.leave_one_out_live(form, steps.mask)
 
 
-def time_mean(form: jax.Array, steps: Steps, hyper: Hyper = Hyper()) -> jax.Array:
+def time_mean(form: jax.Array, steps: Steps) -> jax.Array:
     """Mean over all live steps of the other rows. Unbiased."""
     return baselines.time_mean(form, steps.mask)
 
 
-def value(form: jax.Array, steps: Steps, hyper: Hyper = Hyper()) -> jax.Array:
+def value(form: jax.Array, steps: Steps) -> jax.Array:
     """A learned V(s_t), fitted on earlier batches. Unbiased.
 
     Source: Sutton et al. 2000.
@@ -154,7 +158,7 @@ def value(form: jax.Array, steps: Steps, hyper: Hyper = Hyper()) -> jax.Array:
     return steps.value
 
 
-def standardise(form: jax.Array, steps: Steps, hyper: Hyper = Hyper()) -> jax.Array:
+def standardise(form: jax.Array, steps: Steps) -> jax.Array:
     """Leaves (form - mean) / std over the live steps of the batch. Biased, common practice."""
     return baselines.standardise(form, steps.mask)
 
@@ -170,6 +174,17 @@ BASELINES: dict[str, Callable[..., jax.Array]] = {
     "standardise": standardise,
 }
 """name -> `([N, T] form, Steps) -> [N, T]`, what is subtracted from the form."""
+
+UNBIASED_BASELINES = frozenset(
+    {"none", "constant", "leave_one_out", "leave_one_out_live", "time_mean", "value"}
+)
+"""Baselines that do not depend on the row they are subtracted from."""
+
+BIAS = {
+    "batch_mean": "the baseline includes the own row: the gradient shrinks by (N-1)/N",
+    "standardise": "division by the batch's own spread rescales and rotates the gradient",
+}
+"""What the other baselines do to the gradient."""
 
 STATE_WEIGHTINGS = ("discounted", "uniform")
 """`discounted` multiplies step t by gamma^t, `uniform` leaves it out."""
@@ -214,16 +229,16 @@ def is_unbiased(estimator: Estimator, hyper: Hyper) -> tuple[bool, str]:
     Returns:
       The verdict, and the reason or the condition under which it holds.
     """
-    if estimator.baseline == "batch_mean":
-        return False, "the baseline includes the own row: the gradient shrinks by (N-1)/N"
-    if estimator.baseline == "standardise":
-        return False, "division by the batch's own spread rescales and rotates the gradient"
+    if float(hyper.entropy_cost) != 0:
+        return False, "the entropy bonus is ascended besides the return"
+    if estimator.baseline not in UNBIASED_BASELINES:
+        return False, BIAS.get(estimator.baseline, "the baseline is not known to be unbiased")
     if estimator.form != "total_return" and estimator.state_weighting == "uniform":
         if float(hyper.discount) != 1:
             return False, "without gamma^t it is the gradient of no function unless gamma = 1"
     if estimator.form == "gae" and float(hyper.lambda_) == 1:
         return True, "if no row is truncated, or truncated rows bootstrap from exact values"
-    if estimator.form in BOOTSTRAPPING:
+    if estimator.form not in MONTE_CARLO:
         return False, "unless the values are exact for the policy, the time and the horizon"
     if estimator.baseline == "value":
         return True, "if the values do not depend on the batch they are used on"
@@ -295,7 +310,9 @@ def check_hyper(hyper: Hyper) -> None:
 def _baseline(estimator, form, steps, hyper):
     if estimator.baseline == "value" and estimator.form in ADVANTAGES:
         return jnp.zeros_like(form)
-    return BASELINES[estimator.baseline](form, steps, hyper)
+    if estimator.baseline == "constant":
+        return constant(form, steps, hyper.constant)
+    return BASELINES[estimator.baseline](form, steps)
 
 
 def _cleared(steps: Steps) -> Steps:

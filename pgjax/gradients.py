@@ -52,6 +52,7 @@ def trajectory_gradient(
     """
     checks.at_least("chunk_size", chunk_size, 1)
     estimators.check_hyper(hyper)
+    params, trajectory = jax.tree.map(jnp.asarray, (params, trajectory))
     steps = make_steps(estimator, trajectory, value, next_value)
     return _ascent(params, trajectory, steps, policy, estimator, hyper, chunk_size)
 
@@ -175,8 +176,8 @@ def make_steps(
     zeros = jnp.zeros_like(trajectory.reward)
     return Steps(
         reward=trajectory.reward,
-        value=zeros if value is None else value,
-        next_value=zeros if next_value is None else next_value,
+        value=zeros if value is None else jnp.asarray(value),
+        next_value=zeros if next_value is None else jnp.asarray(next_value),
         terminated=trajectory.terminated,
         boundary=jnp.logical_or(trajectory.terminated, trajectory.truncated),
         mask=trajectory.mask,
@@ -250,7 +251,8 @@ def _live_chunks(live: jax.Array, chunk_size: int) -> _Chunks:
     rank = jnp.cumsum(live)
     count = rank[-1]
     place = jnp.where(live, rank - 1, padded)  # past the end, so dropped, where not live
-    index = jnp.zeros(padded, jnp.int32).at[place].set(jnp.arange(size), mode="drop")
+    samples = jnp.arange(size, dtype=jnp.int32)
+    index = jnp.zeros(padded, jnp.int32).at[place].set(samples, mode="drop")
     valid = jnp.arange(padded) < count
     index = jnp.where(valid, index, index[0]).reshape(num_chunks, width)
     valid = valid.astype(jnp.result_type(float)).reshape(num_chunks, width)

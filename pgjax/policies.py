@@ -148,7 +148,7 @@ def mlp(
     network = _network(hidden, activation, head.num_outputs, head.num_free, free_value)
     return memoryless(
         init=lambda key, obs: network.init(key, features(obs)),
-        apply=lambda params, obs: head.distribution(_outputs(network, params, features(obs))),
+        apply=lambda params, obs: head.distribution(network.apply(params, features(obs))),
     )
 
 
@@ -172,7 +172,7 @@ def mlp_value(
     network = _network(hidden, activation, num_outputs=1)
     return ValueFunction(
         init=lambda key, obs: network.init(key, features(obs)),
-        apply=lambda params, obs: jnp.squeeze(_outputs(network, params, features(obs))),
+        apply=lambda params, obs: network.apply(params, features(obs))[0],
     )
 
 
@@ -358,7 +358,7 @@ def make_value(
     return mlp_value(hidden=hidden, activation=activation, features=_features(obs_space))
 
 
-def _network(hidden, activation, num_outputs, num_free=0, free_value=0.0) -> Network:
+def _network(hidden, activation, num_outputs, num_free=0, free_value=0.0) -> Any:
     checks.choice("activation", activation, ACTIVATIONS)
     for width in hidden:
         checks.at_least("hidden", width, 1)
@@ -369,10 +369,6 @@ def _network(hidden, activation, num_outputs, num_free=0, free_value=0.0) -> Net
         free_value=free_value,
         activation=ACTIVATIONS[activation],
     )
-
-
-def _outputs(network: Network, params: Params, features: jax.Array) -> Any:
-    return network.apply(params, features)
 
 
 def _event(distribution: Distribution, shape: Sequence[int]) -> Distribution:

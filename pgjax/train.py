@@ -63,8 +63,9 @@ def step(
 
         theta <- theta + optimizer(gradient)
 
-    Gradients ascend and optax descends: the sign is turned here and nowhere else. A gradient with
-    any entry not finite is skipped, leaving params and optimiser as they were, and counted.
+    Gradients ascend and optax descends: the sign is turned here and nowhere else. A gradient that
+    is not finite, or leads to params that are not, is skipped, leaving params and optimiser as
+    they were, and counted.
 
     Args:
       key: the key of the run; the step's own key is `fold_in(key, state.step)`, so that a run
@@ -83,7 +84,7 @@ def step(
     descent = jax.tree.map(jnp.negative, gradient)
     updates, opt_state = optimizer.update(descent, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    finite = _all_finite(gradient)
+    finite = _all_finite((gradient, params))
     params, opt_state, gradient_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
         (params, opt_state, gradient_state),

@@ -1,5 +1,7 @@
 """Environments by name, finite MDPs, the short corridor, and the way to legal actions."""
 
+from urllib.error import URLError
+
 import gymnax
 import jax
 import jax.numpy as jnp
@@ -42,6 +44,14 @@ def test_registered_class_is_found():
         ("CartPole-v2", {}, "did you mean 'CartPole-v1'"),
         ("CartPole-v1", {"gravitty": 1.0}, "did you mean 'gravity'"),
         ("CartPole-v1", {"gravity": "heavy"}, "must be a number"),
+        ("CartPole-v1", {"gravity": float("nan")}, "must be a finite number"),
+        ("CartPole-v1", {"gravity": True}, "must be a number"),
+        ("CartPole-v1", {"max_steps_in_episode": 10.5}, "must be a whole number"),
+        ("CartPole-v1", {"max_steps_in_episode": 99999999999}, "must be a whole number"),
+        ("DeepSea-bsuite", {"deterministic": 0.5}, "must be true or false"),
+        ("ShortCorridor", {"transition": 3}, "must be an array"),
+        ("Reacher-misc", {"num_joints": 2.5}, "refuses"),
+        ("DeepSea-bsuite", {"sise": 3}, "did you mean 'size'"),
     ],
 )
 def test_bad_input(name, overrides, message):
@@ -50,14 +60,10 @@ def test_bad_input(name, overrides, message):
 
 
 def test_failed_download_is_said(monkeypatch):
-    from urllib.error import URLError
-
-    from gymnax import registration
-
-    def offline():
+    def offline(name, **kwargs):
         raise URLError("no network")
 
-    monkeypatch.setitem(registration._registry, DOWNLOADS, offline)
+    monkeypatch.setattr(gymnax, "make", offline)
     with pytest.raises(ValueError, match="downloads a data set"):
         environments.make(DOWNLOADS)
 
@@ -152,5 +158,7 @@ def test_normal_samples_are_clipped_and_keep_their_log_probability():
 
 def test_discrete_actions_pass():
     space = spaces.Discrete(3)
-    sample = jnp.int32(2)
-    assert environments.to_action(space, distributions.categorical(jnp.zeros(3)), sample) is sample
+    distribution = distributions.categorical(jnp.zeros(3))
+    assert environments.to_action(space, distribution, jnp.int32(2)) == 2
+    with jax.enable_x64(True):
+        assert environments.to_action(space, distribution, jnp.int32(2)).dtype == jnp.int64

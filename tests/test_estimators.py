@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from pgjax import environments, policies
+from pgjax import environments, estimators, policies
 from pgjax.distributions import categorical
 from pgjax.estimators import (
     BASELINES,
@@ -642,3 +642,17 @@ def test_a_policy_with_memory_equals_the_gradient_by_hand(chunk_size):
     chex.assert_trees_all_close(gradient, by_hand(forgetful=True), rtol=0, atol=1e-12)
     control = by_hand(forgetful=False)
     assert np.abs(gradient["slope"] - control["slope"]).max() > 1e-2
+
+
+def test_a_new_baseline_is_not_called_unbiased_before_somebody_says_so(monkeypatch):
+    half = lambda form, steps: 0.5 * form
+    monkeypatch.setitem(estimators.BASELINES, "half", half)
+    unbiased, reason = estimators.is_unbiased(
+        estimators.estimator(baseline="half"), estimators.Hyper(1.0)
+    )
+    assert not unbiased and "not known" in reason
+
+
+def test_an_entropy_bonus_is_called_biased():
+    hyper = estimators.Hyper(1.0, entropy_cost=0.1)
+    assert not estimators.is_unbiased(estimators.estimator(), hyper)[0]

@@ -182,6 +182,18 @@ def test_rows_that_were_never_live_do_not_count():
     assert_trees_close(jax.tree.map(jnp.add, rest, own), whole, rtol=1e-4, atol=1e-6)
 
 
+def test_numpy_trajectories_are_welcome():
+    *_, (env, env_params, policy, _, chosen) = cartpole()
+    params = policy.init(KEY, jnp.zeros(4))
+    trajectory = roll(env, env_params, policy, params, 4, 10)
+    options = {"policy": policy, "estimator": chosen, "hyper": Hyper()}
+    gradient = gradients.trajectory_gradient(params, trajectory, **options)
+    as_numpy = jax.tree.map(np.asarray, trajectory)
+    assert_trees_close(
+        gradients.trajectory_gradient(params, as_numpy, **options), gradient, rtol=1e-6
+    )
+
+
 def test_hyperparameters_can_be_vmapped():
     env, env_params = environments.make("CartPole-v1")
     policy = policies.make("linear", env, env_params)

@@ -1,11 +1,14 @@
 """What the README shows runs as it stands there."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from experiments import results_table
 from pgjax import estimators
+from pgjax.lab import config, experiment
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -32,3 +35,16 @@ def test_one_operator_example_finds_both_optima(capsys):
 def test_tables_name_every_choice(registry):
     for name in registry:
         assert f"| `{name}` |" in README
+
+
+def test_results_are_those_that_are_kept():
+    assert results_table.table(json.loads(results_table.RESULTS.read_text())) in README
+
+
+def test_every_config_has_results_and_is_valid():
+    configs = sorted(path for path in (results_table.HERE / "configs").glob("*.yaml"))
+    assert {path.stem for path in configs} == set(json.loads(results_table.RESULTS.read_text()))
+    for path in configs:
+        loaded = config.load(path)
+        assert loaded.env == path.stem and loaded.seeds >= 10
+        experiment.build(loaded)

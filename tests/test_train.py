@@ -70,6 +70,14 @@ def test_non_finite_gradients_are_skipped_and_counted(bad):
     np.testing.assert_allclose(state.params, 3.0, atol=0.2)
 
 
+def test_updates_that_overflow_are_skipped():
+    gradient_fn = lambda key, params: (jnp.float32(1e30), {})
+    optimizer = optax.sgd(1e30)
+    state = train.init(KEY, jnp.float32(1.0), optimizer)
+    state, metrics = train.step(KEY, state, gradient_fn, optimizer)
+    assert state.params == 1.0 and state.skipped == 1 and not metrics["finite"]
+
+
 def test_state_is_carried():
     running_mean = train.StatefulGradientFn(
         init=lambda key, params: jnp.float32(0.0),

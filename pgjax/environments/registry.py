@@ -2,11 +2,14 @@
 
 import dataclasses
 import inspect
+import math
 from typing import Any
 from urllib.error import URLError
 
 import gymnax
-from gymnax import registration
+import jax
+import jax.numpy as jnp
+import numpy as np
 from gymnax.environments.environment import Environment, EnvParams
 
 from pgjax import checks
@@ -30,20 +33,22 @@ def make(name: str, **overrides: Any) -> tuple[Environment, EnvParams]:
         constructor (`size=16` for DeepSea-bsuite).
 
     Raises:
-      ValueError: an unknown name or override, or an environment whose data cannot be had.
+      ValueError: an unknown name or override, a value of the wrong type, or an environment whose
+        data cannot be had.
     """
     checks.choice("env", name, names())
-    factory = _FACTORIES.get(name) or registration._registry[name]
-    arguments = _constructor_arguments(factory)
-    chosen = {key: value for key, value in overrides.items() if key in arguments}
-    env = _construct(name, factory, chosen)
-    params: Any = env.default_params
-    fields = [field.name for field in dataclasses.fields(params)]
+    env = _construct(name, {})
+    fields = [field.name for field in dataclasses.fields(env.default_params)]
+    constructor = inspect.signature(_FACTORIES.get(name, type(env))).parameters
     for key in overrides:
-        checks.choice(f"{name}: override", key, [*fields, *arguments])
-    changes = {key: value for key, value in overrides.items() if key not in chosen}
+        checks.choice(f"{name}: override", key, [*fields, *constructor])
+    arguments = {key: value for key, value in overrides.items() if key not in fields}
+    if arguments:
+        env = _construct(name, arguments)
+    params: Any = env.default_params
+    changes = {key: value for key, value in overrides.items() if key in fields}
     for key, value in changes.items():
-        _check_type(name, key, value, getattr(params, key))
+        _check_override(f"{name}: {key}", value, getattr(params, key))
     return env, params.replace(**changes)
 
 
@@ -53,23 +58,37 @@ def time_limit(env_params: EnvParams) -> int | None:
     return None if limit >= UNLIMITED else limit
 
 
-def _construct(name, factory, arguments):
+def _construct(name: str, arguments: dict[str, Any]) -> Environment:
     try:
-        return factory(**arguments)
+        env = (
+            _FACTORIES[name](**arguments)
+            if name in _FACTORIES
+            else gymnax.make(name, **arguments)[0]
+        )
+        jax.eval_shape(env.reset_env, jax.random.key(0), env.default_params)
+        return env
     except (URLError, OSError) as error:
         raise ValueError(
             f"env={name!r} downloads a data set when it is made, and that failed: {error}"
         ) from error
-    except (TypeError, AssertionError) as error:
+    except (TypeError, AssertionError, OverflowError) as error:
+        if not arguments:
+            raise
         raise ValueError(f"env={name!r} refuses {arguments}: {error}") from error
 
 
-def _constructor_arguments(factory) -> list[str]:
-    parameters = inspect.signature(factory).parameters.values()
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-
-
-def _check_type(name, key, value, default) -> None:
-    if isinstance(default, bool | int | float) and not isinstance(value, bool | int | float):
-        if getattr(value, "shape", None) != ():
-            raise ValueError(f"{name}: {key}={value!r} must be a number, as its default {default}")
+def _check_override(what: str, value: Any, default: Any) -> None:
+    """Refuses a plain value of another type than the default's; arrays, traced or not, pass."""
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"{what}={value!r} must be true or false")
+    elif jnp.ndim(default) > 0:
+        raise ValueError(f"{what}={value!r} must be an array of shape {jnp.shape(default)}")
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{what}={value!r} must be a number, as its default {default}")
+    elif not math.isfinite(value):
+        raise ValueError(f"{what}={value!r} must be a finite number")
+    elif isinstance(default, int) and (value != int(value) or abs(value) > UNLIMITED):
+        raise ValueError(f"{what}={value!r} must be a whole number of 32 bits")
