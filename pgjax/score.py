@@ -63,7 +63,7 @@ def score_function_gradient(
     objective: Callable[[Params, Any], jax.Array],
     *,
     num_samples: int,
-    baseline: str | Callable[[jax.Array], jax.Array] = "leave_one_out",
+    baseline: str | Callable[[jax.Array], jax.Array] | None = "leave_one_out",
 ) -> GradientFn:
     """Score-function estimate of the gradient of an expectation, for any sampler.
 
@@ -78,8 +78,8 @@ def score_function_gradient(
       objective: `(params, x) -> []`; its direct dependence on the parameters is differentiated
         too, which the evidence lower bound needs.
       num_samples: samples a gradient, N.
-      baseline: a name in `baselines.BATCH`, or a function from the `[N]` objectives to `[N]`
-        baselines.
+      baseline: a name in `baselines.BATCH`, a function from the `[N]` objectives to `[N]`
+        baselines, or None for none.
 
     Returns:
       A `GradientFn`; its metrics are the mean `objective` and its standard deviation over
@@ -111,8 +111,10 @@ def score_function_gradient(
 
 
 def _baseline(
-    baseline: str | Callable[[jax.Array], jax.Array], num_samples: int
+    baseline: str | Callable[[jax.Array], jax.Array] | None, num_samples: int
 ) -> Callable[[jax.Array], jax.Array]:
+    if baseline is None:
+        return baselines.zero
     if not isinstance(baseline, str):
         return baseline
     checks.choice("baseline", baseline, baselines.BATCH)

@@ -44,8 +44,9 @@ def save(directory: Path, update: int, state: Any, identity: str, *, keep: int =
 
 def updates(directory: Path) -> list[int]:
     """The updates that have checkpoints, newest first."""
-    folders = directory.iterdir() if directory.is_dir() else ()
-    return sorted((int(folder.name) for folder in folders if folder.name.isdigit()), reverse=True)
+    entries = directory.iterdir() if directory.is_dir() else ()
+    found = (int(x.name) for x in entries if x.name.isascii() and x.name.isdecimal() and x.is_dir())
+    return sorted(found, reverse=True)
 
 
 def restore(directory: Path, template: Any, identity: str) -> tuple[int, Any] | None:
@@ -55,7 +56,8 @@ def restore(directory: Path, template: Any, identity: str) -> tuple[int, Any] | 
 
     Args:
       directory: where checkpoints stand.
-      template: a state of the run, for its structure, shapes and dtypes.
+      template: a state of the run or what `jax.eval_shape` says of one; only its structure,
+        shapes and dtypes are looked at.
       identity: names the run the state must belong to.
 
     Returns:
@@ -81,10 +83,9 @@ def restore(directory: Path, template: Any, identity: str) -> tuple[int, Any] | 
 
 def _open(folder: Path, template: Any) -> Any:
     like, structure = jax.tree.flatten(template)
+    blank = [np.empty(leaf.shape, leaf.dtype) for leaf in map(_stored, like)]
     with _checkpointer() as checkpointer:
-        leaves = checkpointer.restore(
-            _arrays(folder), args=ocp.args.StandardRestore(_leaves(template))
-        )
+        leaves = checkpointer.restore(_arrays(folder), args=ocp.args.StandardRestore(blank))
     return jax.tree.unflatten(structure, map(_as, like, leaves))
 
 
@@ -131,20 +132,23 @@ def _leaves(state: Any) -> list[np.ndarray]:
     ]
 
 
+def _stored(leaf: Any) -> Any:
+    """Something of the shape and dtype that a leaf is stored with."""
+    return jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+
+
 def _describe(state: Any) -> list[str]:
     """One line a leaf: path, dtype and shape."""
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state)]
-    return [
-        f"{path} {leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in zip(paths, _leaves(state), strict=True)
-    ]
+    leaves = [(path, _stored(leaf)) for path, leaf in jax.tree.leaves_with_path(state)]
+    return [f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves]
 
 
 def _as(like: Any, leaf: np.ndarray) -> Any:
     """`leaf` as a typed key where `like` is one."""
     if not _is_key(like):
         return leaf
-    return jax.random.wrap_key_data(jnp.asarray(leaf), impl=jax.random.key_impl(like))
+    impl = jax.random.key_impl(jnp.empty((), like.dtype))
+    return jax.random.wrap_key_data(jnp.asarray(leaf), impl=impl)
 
 
 def _is_key(leaf: Any) -> bool:

@@ -5,7 +5,11 @@ Only what parsing needs is imported here; JAX and the environments wait until a 
 
 import argparse
 import contextlib
+import functools
 import gc
+import io
+import itertools
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit status: 0, 2 for a mistake of the user's, 128 and the signal's number when stopped.
+
+    Raises:
+      SystemExit: help was asked for and given.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv == ["--version"]:
@@ -42,12 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             with _refusing():
                 commands = _commands(_defaults(argv))
-            return tyro.extras.subcommand_cli_from_dict(
-                commands, prog="pgjax", description=DESCRIPTION, args=argv
-            )
+            return _parse(commands, argv)()
         except _RefusalError as refusal:
             print(f"pgjax: error: {refusal}", file=sys.stderr)
             return USER_ERROR
+        except KeyboardInterrupt:
+            print("pgjax: interrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
 
 
 def run() -> None:
@@ -57,7 +65,7 @@ def run() -> None:
 
 DESCRIPTION = """Score-function (policy-gradient) estimators in JAX.
 
-pgjax train, with no arguments, learns CartPole in seconds."""
+pgjax train, with no arguments, learns CartPole in seconds; pgjax --version says which pgjax."""
 
 
 def _commands(defaults: Config) -> dict[str, Callable[..., int]]:
@@ -85,10 +93,43 @@ def _commands(defaults: Config) -> dict[str, Callable[..., int]]:
         if run.is_finished(ready):
             print(f"{ready.directory.path} is finished: {ready.config.num_updates} updates done")
             return 0
-        signal = run.follow(ready)
-        return 0 if signal is None else 128 + signal
+        stopped = run.follow(ready)
+        return 0 if stopped is None else 128 + stopped
 
     return {"train": train, "evaluate": _evaluate, "plot": _plot, "list": _list}
+
+
+def _parse(commands: dict[str, Callable[..., int]], argv: Sequence[str]) -> Callable[[], int]:
+    """The command that is asked for, ready to be called; what tyro cannot read is refused."""
+
+    def postponed(command: Callable[..., int]) -> Callable[..., Any]:
+        return functools.wraps(command)(lambda *args, **kwargs: lambda: command(*args, **kwargs))
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(
+                {name: postponed(command) for name, command in commands.items()},
+                prog="pgjax",
+                description=DESCRIPTION,
+                args=argv,
+            )
+    except SystemExit as exit:
+        if exit.code == USER_ERROR:
+            raise _RefusalError(_unframed(said.getvalue())) from exit
+        raise
+
+
+def _unframed(box: str) -> str:
+    """What tyro says in a box, as one line: its message, and its guess at what was meant."""
+    _, *lines = (line.strip("│ ") for line in box.splitlines())
+    is_rule = lambda line: not any(map(str.isalnum, line))
+    # Without UTF-8 a rule follows the title; the message ends at the next one.
+    body = itertools.dropwhile(is_rule, lines)
+    message = " ".join(itertools.takewhile(lambda line: not is_rule(line), body))
+    if (guess := "Perhaps you meant:") in lines:
+        message += f" (did you mean {lines[lines.index(guess) + 1].split()[0]}?)"
+    return message
 
 
 def _evaluate(
@@ -103,12 +144,11 @@ def _evaluate(
       greedy: Act by the mode of the policy instead of by sampling.
     """
     with _refusing():
-        from pgjax import checks
         from pgjax.lab import evaluation
         from pgjax.lab import run as runs
 
-        checks.at_least("episodes", episodes, 1)
-        checks.at_least("seed", seed, 0)
+        configs.count("episodes", episodes)
+        configs.count("seed", seed, least=0)
         found, progress = runs.load(run)
     result = evaluation.evaluate(
         found.experiment,
@@ -184,6 +224,8 @@ def _labels(paths: Sequence[Path]) -> list[str]:
 
 def _defaults(argv: Sequence[str]) -> Config:
     """What the flags of `train` override: the file given with --config, if any."""
+    if argv[:1] != ["train"]:
+        return Config()
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config")
     try:

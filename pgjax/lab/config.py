@@ -1,6 +1,7 @@
 """What a run is: one flat, frozen record; every field is a flag and a key of a YAML file."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -12,6 +13,9 @@ import yaml
 
 OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd")
 """Optimisers a run can ascend with, each by its name in optax."""
+
+LARGEST = 2**31 - 1
+"""The largest count: JAX counts in 32 bits."""
 
 SCHEDULES = ("constant", "linear", "cosine")
 """How learning rates change over a run; the last two decay to zero."""
@@ -35,7 +39,7 @@ class Config:
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers, of the policy and of the value function."""
     activation: str = "tanh"
-    """Nonlinearity of the hidden layers."""
+    """Nonlinearity of the hidden layers: tanh, relu, silu or gelu."""
     initial_log_std: float = 0.0
     """Where the log standard deviation of a continuous policy starts."""
 
@@ -100,16 +104,18 @@ def load(path: str | Path) -> Config:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a YAML file: {error}") from error
-    if not isinstance(content or {}, dict):
+    if content is None:
+        return Config()
+    if not isinstance(content, dict):
         raise ValueError(f"{path} must hold one mapping of names to values")
     try:
-        return parse(content or {})
+        return parse(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def parse(content: Mapping[str, Any]) -> Config:
-    """Builds a config from names and plain values.
+    """Builds a config from names and plain values; `lambda` may be called as its flag is.
 
     Raises:
       ValueError: an unknown name or a value of the wrong type.
@@ -117,6 +123,7 @@ def parse(content: Mapping[str, Any]) -> Config:
     from pgjax import checks
 
     hints = typing.get_type_hints(Config)
+    content = {"lambda_" if key == "lambda" else key: value for key, value in content.items()}
     for key in content:
         checks.choice("key", key, hints)
     return Config(**{key: _typed(key, value, hints[key]) for key, value in content.items()})
@@ -138,13 +145,19 @@ def validate(config: Config) -> None:
     from pgjax import checks
 
     for argument in _COUNTS:
-        checks.at_least(argument, getattr(config, argument), 1)
+        count(argument, getattr(config, argument))
     for width in config.hidden:
-        checks.at_least("hidden", width, 1)
+        count("hidden", width)
     if config.horizon is not None:
-        checks.at_least("horizon", config.horizon, 1)
+        count("horizon", config.horizon)
     checks.at_least("seed", config.seed, 0)
-    checks.within("seed + seeds", config.seed + config.seeds, 0, 2**32)
+    if config.seed + config.seeds > 2**32:
+        raise ValueError(
+            f"seed={config.seed!r} is too large: the last of {config.seeds} seeds must be below "
+            f"2**32"
+        )
+    for name, value in config.env_params.items():
+        _check_env_param(name, value)
     for argument in ("learning_rate", "value_learning_rate"):
         checks.within(argument, getattr(config, argument), 0, float("inf"))
     checks.within("initial_log_std", config.initial_log_std, -float("inf"), float("inf"))
@@ -152,8 +165,27 @@ def validate(config: Config) -> None:
         raise ValueError(f"max_grad_norm={config.max_grad_norm!r} must be positive and finite")
     checks.choice("optimizer", config.optimizer, OPTIMIZERS)
     checks.choice("schedule", config.schedule, SCHEDULES)
-    if config.name is not None and (config.name in ("", ".", "..") or "/" in config.name):
+    if config.name in ("", ".", "..") or set(config.name or "") & set("/\0"):
         raise ValueError(f"name={config.name!r} must be the plain name of a directory")
+    if "\0" in config.directory:
+        raise ValueError(f"directory={config.directory!r} must be a path")
+
+
+def count(argument: str, value: int, least: int = 1) -> None:
+    """Raises `ValueError` unless `value` is a whole number from `least` to `LARGEST`."""
+    from pgjax import checks
+
+    if value > LARGEST:
+        raise ValueError(f"{argument}={value!r} must be at most {LARGEST}")
+    checks.at_least(argument, value, least)
+
+
+def _check_env_param(name: str, value: int | float | bool) -> None:
+    # An integer may be too large to be asked whether it is finite.
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError(f"env_params {name}={value!r} must be at most {LARGEST} in size")
+    if not math.isfinite(value):
+        raise ValueError(f"env_params {name}={value!r} must be finite")
 
 
 _COUNTS = (
@@ -175,7 +207,7 @@ def _typed(argument: str, value: Any, hint: Any) -> Any:
         read = _READERS[typing.get_origin(option) or option]
         try:
             return read(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
     expected = hint.__name__ if isinstance(hint, type) else str(hint)
     raise ValueError(f"{argument}={value!r} must be of type {expected.replace('NoneType', 'None')}")

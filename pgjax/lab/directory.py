@@ -1,8 +1,13 @@
 """A run's directory: where each thing stands, how it is made and how it is found again."""
 
+import contextlib
+import errno
+import fcntl
 import itertools
 import os
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,22 +71,25 @@ def vacant(config: Config) -> None:
 
 
 def create(config: Config) -> Directory:
-    """Makes the directory of a new run and saves its config there.
+    """Makes the directory of a new run with its config in it, whole or not at all.
 
     Raises:
       ValueError: a directory of that name exists.
     """
     vacant(config)
-    for name in _names(config):
-        path = Path(config.directory) / name
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        made = Directory(path)
-        write(made.config, configs.dump(config))
-        return made
-    raise ValueError(f"run directory {Path(config.directory) / str(config.name)} exists")
+    parent = Path(config.directory)
+    # Named by the process: runs that start in the same second do not share it.
+    part = Directory(parent / f".{config.name or config.env}.{os.getpid()}.part")
+    shutil.rmtree(part.path, ignore_errors=True)
+    part.path.mkdir(parents=True)
+    try:
+        write(part.config, configs.dump(config))
+        for name in _names(config):
+            if _move(part.path, parent / name):
+                return Directory(parent / name)
+    finally:
+        shutil.rmtree(part.path, ignore_errors=True)
+    raise ValueError(f"run directory {parent / str(config.name)} exists")
 
 
 def find(path: str | Path) -> tuple[Directory, Config]:
@@ -91,11 +99,34 @@ def find(path: str | Path) -> tuple[Directory, Config]:
       ValueError: there is no run, or its config cannot be read.
     """
     found = Directory(Path(path))
-    if not found.path.is_dir():
+    if not found.path.exists():
         raise ValueError(f"no run at {path}: no such directory")
+    if not found.path.is_dir():
+        raise ValueError(f"no run at {path}: it is not a run directory")
     if not found.config.is_file():
         raise ValueError(f"no run at {path}: it holds no {found.config.name}")
     return found, configs.load(found.config)
+
+
+@contextlib.contextmanager
+def locked(directory: Directory) -> Iterator[None]:
+    """Keeps other processes from following the same run; a killed process lets go too.
+
+    Raises:
+      ValueError: another process has it.
+    """
+    # The directory itself is what is locked: that leaves nothing behind.
+    descriptor = os.open(directory.path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"run {directory.path} is in use by another process") from error
+        except OSError:
+            pass  # A file system without locks: better unguarded than not at all.
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write(path: Path, text: str) -> None:
@@ -105,7 +136,20 @@ def write(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _names(config: Config):
+def _move(part: Path, whole: Path) -> bool:
+    """Moves a directory to a name that is free; False where it is taken."""
+    if whole.exists():
+        return False
+    try:
+        part.rename(whole)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            return False
+        raise
+    return True
+
+
+def _names(config: Config) -> Iterator[str]:
     """Names to try in turn: the given one, or one made from choices and time, then numbered."""
     if config.name is not None:
         yield config.name

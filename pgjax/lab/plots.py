@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.figure import Figure
 
 from pgjax.lab import records, statistics
 
@@ -23,24 +24,31 @@ def learning_curves(metrics: Mapping[str, Path], output: Path) -> None:
       output: the figure; its suffix chooses the format.
 
     Raises:
-      ValueError: records that are missing or broken, or a format matplotlib does not know.
+      ValueError: records that are missing or broken, or an output that cannot be drawn to.
     """
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if output.is_dir() or output.suffix.lower().removeprefix(".") not in formats:
+        raise ValueError(
+            f"output={str(output)!r} must be a file whose suffix is one of: {', '.join(formats)}"
+        )
     curves = {label: records.curves(path) for label, path in metrics.items()}
-    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    # Without pyplot, no display and no setting of a backend can matter.
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for index, (label, curve) in enumerate(curves.items()):
+        _draw(axes, label, curve["env_steps"], curve["return"], index)
+    axes.set_xlabel("environment steps of one seed")
+    axes.set_ylabel("return of an episode")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small")
+    # Written beside its place and moved there: a figure is whole or it is not there.
+    part = output.with_name(f".part-{output.name}")
     try:
-        for index, (label, curve) in enumerate(curves.items()):
-            _draw(axes, label, curve["env_steps"], curve["return"], index)
-        axes.set_xlabel("environment steps of one seed")
-        axes.set_ylabel("return of an episode")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize="small")
-        # Written beside its place and moved there: a figure is whole or it is not there.
-        part = output.with_name(f".part-{output.name}")
         figure.savefig(part, dpi=150)
         part.replace(output)
     finally:
-        plt.close(figure)
+        part.unlink(missing_ok=True)
 
 
 def common_grid(env_steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -75,16 +75,22 @@ def curves(path: Path) -> dict[str, np.ndarray]:
 
 
 def truncate(path: Path, update: int) -> None:
-    """Drops what was written after `update`: records of work that will be done again."""
+    """Drops what was written after `update`: records of work that will be done again.
+
+    Raises:
+      ValueError: a line is not a record of an update.
+    """
     if not path.is_file():
         return
-    kept = 0
-    for line in _whole_lines(path):
-        if json.loads(line)["update"] > update:
-            break
-        kept += len(line)
-    with path.open("r+b") as file:
-        file.truncate(kept)
+    try:
+        done = [row["update"] <= update for row in read(path)]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds a line that is not a record of an update") from error
+    # Updates only grow, so what stays comes first.
+    kept = sum(map(len, _whole_lines(path)[: sum(done)]))
+    if kept < path.stat().st_size:
+        with path.open("r+b") as file:
+            file.truncate(kept)
 
 
 def _whole_lines(path: Path) -> list[bytes]:

@@ -1,8 +1,10 @@
 """A run from start to finish: train, record, checkpoint, evaluate, draw."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import signal
 import sys
 import time
 import warnings
@@ -47,25 +49,31 @@ def start(config: Config) -> Run:
     Raises:
       ValueError: a choice that cannot be, or a directory that exists; nothing is written then.
     """
-    directory.vacant(config)
-    trainer = experiment.over_seeds(experiment.build(config))
-    keys = experiment.keys(config)
-    # Tracing finds what does not fit together, and compiling uses the trace again.
-    state = jax.eval_shape(trainer.init, keys.init)
-    trainer.train.trace(keys.train, state, num_steps=next(_sizes(config, 0)))
+    with _fitting(config):
+        trainer = experiment.over_seeds(experiment.build(config))
+        directory.vacant(config)
+        keys = experiment.keys(config)
+        # Tracing finds what does not fit together, and compiling uses the trace again.
+        state = jax.eval_shape(trainer.init, keys.init)
+        trainer.train.trace(keys.train, state, num_steps=next(_sizes(config, 0)))
     return Run(directory.create(config), config, trainer, keys, None)
 
 
 def resume(path: str | Path) -> Run:
     """A run picked up at its newest intact checkpoint, or at its start without one.
 
+    Records of what comes after it are dropped.
+
     Raises:
-      ValueError: there is no run, or its checkpoints are not its own or all damaged.
+      ValueError: there is no run, another process follows it, its checkpoints are not its own or
+        all damaged, or its records are.
     """
-    found, config = directory.find(path)
-    trainer = experiment.over_seeds(experiment.build(config))
-    keys = experiment.keys(config)
-    return Run(found, config, trainer, keys, _restore(found, config, trainer, keys))
+    found, _ = directory.find(path)
+    with directory.locked(found):
+        run = _look(path)
+        for file in (found.metrics, found.timings):
+            records.truncate(file, 0 if run.restored is None else run.restored.update)
+    return run
 
 
 def load(path: str | Path) -> tuple[Run, Progress]:
@@ -74,7 +82,7 @@ def load(path: str | Path) -> tuple[Run, Progress]:
     Raises:
       ValueError: there is no run, or it has no checkpoint that can be used.
     """
-    run = resume(path)
+    run = _look(path)
     if run.restored is None:
         raise ValueError(f"run {run.directory.path} has no checkpoint yet")
     return run, run.restored
@@ -94,31 +102,29 @@ def follow(run: Run) -> int | None:
 
     Returns:
       The number of the signal that stopped it; None at the end.
+
+    Raises:
+      ValueError: another process follows the run.
     """
-    say = lambda text: print(text, flush=True)
-    say(experiment.describe(run.config))
-    with interrupts.noted() as signals, ThreadPoolExecutor(1) as worker:
+    print(experiment.describe(run.config), flush=True)
+    with directory.locked(run.directory), ThreadPoolExecutor(1) as worker:
         # XLA compiles without holding Python up, so the smaller programs compile beside it.
         beginning = worker.submit(_begin, run)
         ready = worker.submit(_compile_evaluation, run)
-        progress = _train(run, beginning, signals)
-        if signals:
-            say(f"stopped after update {progress.update} of {run.config.num_updates}")
-            say(f"continue with: pgjax train --resume {run.directory.path}")
-            return signals[0]
-        ready.result()
-    _report_skipped(run)
-    found = evaluation.evaluate(
-        run.experiment,
-        run.keys,
-        progress.state.params,
-        num_episodes=run.config.evaluation_episodes,
-    )
-    say(evaluation.describe(found))
-    plots.learning_curves({run.directory.path.name: run.directory.metrics}, run.directory.figure)
-    directory.write(run.directory.evaluation, json.dumps(found, indent=2) + "\n")
-    say(f"{run.directory.path}: {', '.join(sorted(x.name for x in run.directory.path.iterdir()))}")
-    return None
+        with interrupts.noted() as signals:
+            progress = _train(run, beginning, signals)
+        # All of the training is saved by now: nothing is left for a signal to wait for.
+        try:
+            if not signals:
+                ready.result()
+                _conclude(run, progress)
+        except KeyboardInterrupt:
+            signals.append(signal.SIGINT)
+    if not signals:
+        return None
+    print(f"stopped after update {progress.update} of {run.config.num_updates}")
+    print(f"continue with: pgjax train --resume {run.directory.path}", flush=True)
+    return signals[0]
 
 
 def identity(config: Config) -> str:
@@ -131,11 +137,48 @@ def identity(config: Config) -> str:
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
-def _restore(found: Directory, config: Config, trainer: Experiment, keys: Keys) -> Progress | None:
-    if not checkpoints.updates(found.checkpoints):
+@contextlib.contextmanager
+def _fitting(config: Config) -> Iterator[None]:
+    """Lays what Python and JAX cannot do with the numbers of a config to the config."""
+    try:
+        yield
+    except OverflowError as error:
+        raise ValueError(f"a number is too large: {error}") from error
+    except TypeError as error:
+        if not config.env_params:
+            raise
+        raise ValueError(f"env_params={config.env_params!r} do not fit: {error}") from error
+
+
+def _look(path: str | Path) -> Run:
+    found, config = directory.find(path)
+    with _fitting(config):
+        trainer = experiment.over_seeds(experiment.build(config))
+        keys = experiment.keys(config)
+        template = jax.eval_shape(trainer.init, keys.init)
+    return Run(found, config, trainer, keys, _restore(found, config, template))
+
+
+def _conclude(run: Run, progress: Progress) -> None:
+    """Evaluates, draws, and says where things are."""
+    _report_skipped(run)
+    found = evaluation.evaluate(
+        run.experiment,
+        run.keys,
+        progress.state.params,
+        num_episodes=run.config.evaluation_episodes,
+    )
+    print(evaluation.describe(found), flush=True)
+    plots.learning_curves({run.directory.path.name: run.directory.metrics}, run.directory.figure)
+    directory.write(run.directory.evaluation, json.dumps(found, indent=2) + "\n")
+    names = sorted(path.name for path in run.directory.path.iterdir())
+    print(f"{run.directory.path}: {', '.join(names)}", flush=True)
+
+
+def _restore(found: Directory, config: Config, template: TrainState) -> Progress | None:
+    restored = checkpoints.restore(found.checkpoints, template, identity(config))
+    if restored is None:
         return None
-    restored = checkpoints.restore(found.checkpoints, trainer.init(keys.init), identity(config))
-    assert restored is not None
     update, state = restored
     last = [row for row in records.read(found.metrics) if row.get("update") == update]
     if len(last) != config.seeds:
@@ -176,11 +219,10 @@ def _train(run: Run, beginning: Future[Progress], signals: list[int]) -> Progres
     config, files = run.config, run.directory
     state = jax.eval_shape(run.experiment.init, run.keys.init)
     update = 0 if run.restored is None else run.restored.update
-    for size in list(_sizes(config, update))[:1]:
+    size = next(_sizes(config, update), None)
+    if size is not None:
         run.experiment.train.lower(run.keys.train, state, num_steps=size).compile()
-    progress = beginning.result()
-    for file in (files.metrics, files.timings):
-        records.truncate(file, update)
+    progress, saved = beginning.result(), update
     with records.Records(files.metrics) as metrics, records.Records(files.timings) as timings:
         with tqdm(total=config.num_updates, initial=update, unit="update", file=sys.stderr) as bar:
             for size in _sizes(config, update):
@@ -195,11 +237,15 @@ def _train(run: Run, beginning: Future[Progress], signals: list[int]) -> Progres
                 timings.append(
                     [{"update": progress.update, "seconds": seconds, "env_steps": steps}]
                 )
-                if _is_due(config, before.update, progress.update) or signals:
+                if _is_due(config, before.update, progress.update):
                     _save(run, progress)
+                    saved = progress.update
                 mean = np.mean([row["return"] for row in rows[-config.seeds :]])
                 bar.set_postfix_str(f"return {mean:.4g}, {steps / seconds / 1e6:.2f} M steps/s")
                 bar.update(size)
+    # Whenever a signal came, what it stopped is kept.
+    if progress.update != saved:
+        _save(run, progress)
     return progress
 
 

@@ -45,6 +45,18 @@ def test_the_newest_comes_back_exactly(saved):
     assert type(restored) is train.TrainState
 
 
+def test_what_a_state_looks_like_is_enough_to_restore_it(saved):
+    _, restored = checkpoints.restore(saved, jax.eval_shape(lambda: state(0)), "run")
+    assert_same(restored, state(3))
+
+
+def test_only_folders_named_by_a_number_are_checkpoints(saved):
+    (saved / "²").mkdir()
+    (saved / "٣").mkdir()
+    (saved / "9").touch()
+    assert checkpoints.updates(saved) == [3, 2, 1]
+
+
 def test_a_restored_state_trains_on(saved):
     _, restored = checkpoints.restore(saved, state(0), "run")
     ascend = lambda state: OPTIMIZER.update(state.params, state.opt_state, state.params)

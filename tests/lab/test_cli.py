@@ -53,6 +53,15 @@ BAD = {
     "--activation tanhh": "did you mean 'tanh'",
     "--optimizer adma": "did you mean 'adam'",
     "--num-episodes -5": "num_episodes=-5",
+    "--num-episodes 99999999999": "num_episodes=99999999999 must be at most 2147483647",
+    "--horizon 99999999999": "horizon=99999999999",
+    "--env-params max_steps_in_episode 99999999999": "max_steps_in_episode=99999999999",
+    "--env-params gravity nan": "gravity=nan",
+    "--learning-rate 1e400": "learning_rate=inf",
+    "--seeds abc": "Error parsing --seeds: invalid literal for int() with base 10: 'abc'",
+    "--bogus 3": "Unrecognized options: --bogus, 3",
+    "--num-episodez 3": "Unrecognized options: --num-episodez, 3 (did you mean --num-episodes?)",
+    "--seeds": "Missing value for argument '--seeds'",
     "--num-episodes 1": "leave_one_out",
     "--num-updates 0": "num_updates=0",
     "--seeds 0": "seeds=0",
@@ -91,7 +100,21 @@ def test_a_run_directory_that_exists_is_refused(capsys, elsewhere):
     assert list((elsewhere / "runs" / "mine").iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["seedz: 3", "seeds: many", "- 1", "a: [", "horizon: 0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "seedz: 3",
+        "seeds: many",
+        "- 1",
+        "false",
+        "a: [",
+        "horizon: 0",
+        "learning_rate: 1" + "0" * 400,
+        "num_episodes: 1" + "0" * 400,
+        "seed: 1" + "0" * 400,
+        "env_params: {max_steps_in_episode: 99999999999}",
+    ],
+)
 def test_a_bad_config_file_is_refused(text, capsys, elsewhere):
     (elsewhere / "mine.yaml").write_text(text)
     refuse(capsys, ["train", "--config", "mine.yaml"])
@@ -105,6 +128,7 @@ def test_a_bad_config_file_is_refused(text, capsys, elsewhere):
         ["plot", "absent"],
         ["plot"],
         ["evaluate", ".", "--episodes", "0"],
+        ["evaluate", ".", "--seed", "99999999999"],
         ["evaluate", "."],
     ],
     ids=str,
@@ -112,6 +136,11 @@ def test_a_bad_config_file_is_refused(text, capsys, elsewhere):
 def test_what_is_no_run_is_refused(argv, capsys, elsewhere):
     refuse(capsys, argv)
     assert list(elsewhere.iterdir()) == []
+
+
+def test_a_file_is_not_a_run_directory(capsys, elsewhere):
+    (elsewhere / "file").touch()
+    assert "is not a run directory" in refuse(capsys, ["evaluate", "file"])
 
 
 def test_a_run_without_checkpoints_cannot_be_evaluated(finished, capsys, elsewhere):
@@ -138,12 +167,38 @@ def test_mistakes_of_ours_are_not_blamed_on_the_user(monkeypatch):
         cli.main(["train"])
 
 
-@pytest.mark.parametrize("argv", [[], ["trian"], ["train", "--num-episodez", "3"], ["list", "x"]])
-def test_what_cannot_be_parsed_exits_with_two(argv, elsewhere):
-    with pytest.raises(SystemExit) as exit:
-        cli.main(argv)
-    assert exit.value.code == 2
-    assert list(elsewhere.iterdir()) == []
+def test_what_does_not_fit_an_override_is_laid_to_it_and_else_to_us(monkeypatch, capsys):
+    def broken(_):
+        raise TypeError("no such array")
+
+    monkeypatch.setattr(run.experiment, "build", broken)
+    why = refuse(capsys, ["train", "--env-params", "gravity", "9"])
+    assert "env_params={'gravity': 9} do not fit: no such array" in why
+    with pytest.raises(TypeError):
+        cli.main(["train"])
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "start", interrupted)
+    assert cli.main(["train"]) == 130
+    assert capsys.readouterr().err == "pgjax: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "Expected one of {train, evaluate, plot, list}."),
+        (["trian"], "Unrecognized options: trian"),
+        (["list", "x"], "'policies', 'distributions')."),
+        (["plot", "--config", "absent.yaml"], "options: --config"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_parsed_is_one_line(argv, message, capsys):
+    assert message in refuse(capsys, argv)
 
 
 def test_every_field_of_the_config_is_a_flag(capsys):

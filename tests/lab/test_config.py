@@ -45,6 +45,10 @@ def test_numbers_may_be_written_as_people_write_them():
     assert isinstance(config.discount, float)
 
 
+def test_lambda_may_be_called_as_its_flag_is():
+    assert configs.parse({"lambda": 0.5}) == configs.parse({"lambda_": 0.5}) == Config(lambda_=0.5)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -58,6 +62,7 @@ def test_numbers_may_be_written_as_people_write_them():
         ({"hidden": [64.5]}, "hidden="),
         ({"horizon": "long"}, "horizon='long'"),
         ({"learning_rate": True}, "learning_rate=True"),
+        ({"learning_rate": 10**400}, "learning_rate=1000"),
         ({"env_params": ["gravity"]}, "env_params="),
         ({"env_params": {"gravity": "strong"}}, "env_params="),
     ],
@@ -67,7 +72,7 @@ def test_content_of_the_wrong_kind_is_refused(content, message):
         configs.parse(content)
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "just words", "\x00"])
+@pytest.mark.parametrize("text", ["[1, 2]", "[]", "false", "a: [", "words", "\x00"])
 def test_a_file_that_holds_no_mapping_is_refused(tmp_path, text):
     file = tmp_path / "config.yaml"
     file.write_text(text)
@@ -84,6 +89,9 @@ def test_the_default_config_is_valid():
     [
         {"num_episodes": 0},
         {"num_episodes": -5},
+        {"num_episodes": 2**31},
+        {"horizon": 2**31},
+        {"hidden": (2**31,)},
         {"num_updates": -1},
         {"seeds": 0},
         {"horizon": 0},
@@ -102,6 +110,8 @@ def test_the_default_config_is_valid():
         {"optimizer": "adma"},
         {"name": "../elsewhere"},
         {"name": ""},
+        {"name": "a\0b"},
+        {"directory": "a\0b"},
     ],
     ids=str,
 )
@@ -111,7 +121,13 @@ def test_impossible_values_are_refused_by_name(change):
         configs.validate(dataclasses.replace(Config(), **change))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 2**31, -(2**31), 10**400])
+def test_overrides_that_no_array_holds_are_refused_by_name(value):
+    with pytest.raises(ValueError, match="env_params gravity="):
+        configs.validate(Config(env_params={"gravity": value}))
+
+
 def test_seeds_beyond_what_a_key_holds_are_refused():
     configs.validate(Config(seed=2**32 - 8, seeds=8))
-    with pytest.raises(ValueError, match="seed"):
+    with pytest.raises(ValueError, match="the last of 9 seeds"):
         configs.validate(Config(seed=2**32 - 8, seeds=9))

@@ -56,6 +56,27 @@ def test_a_format_nobody_knows_is_refused_and_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == [metrics]
 
 
+@pytest.mark.parametrize("name", ["figure", "folder.png"])
+def test_what_is_no_name_of_a_figure_is_refused_and_leaves_nothing(tmp_path, name):
+    metrics = write_metrics(tmp_path / "m.jsonl", 2)
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(ValueError, match=f"output=.*{name}"):
+        plots.learning_curves({"run": metrics}, tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.png", "m.jsonl"]
+
+
+def test_a_drawing_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def torn(self, path, **_):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    metrics = write_metrics(tmp_path / "m.jsonl", 2)
+    monkeypatch.setattr(plots.Figure, "savefig", torn)
+    with pytest.raises(OSError, match="disk full"):
+        plots.learning_curves({"run": metrics}, tmp_path / "figure.png")
+    assert list(tmp_path.iterdir()) == [metrics]
+
+
 def test_seeds_meet_on_the_steps_that_all_of_them_reached():
     env_steps = np.array([[10.0, 20.0, 30.0], [5.0, 20.0, 50.0]])
     grid, values = plots.common_grid(env_steps, 2 * env_steps)

@@ -1,6 +1,8 @@
 """Runs: what they leave, and that stopping, killing and damage change nothing in the end."""
 
 import dataclasses
+import errno
+import json
 import random
 import shutil
 import signal
@@ -94,7 +96,7 @@ def test_another_seed_gives_another(finished, tiny):
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [
-        (directory, "write", 1),  # only the config is there
+        (directory, "create", 1),  # only the config is there
         (run, "_call", 2),  # an update was made, its record was not written
         (run, "_save", 1),
         (run, "_save", 3),
@@ -116,6 +118,40 @@ def test_a_killed_run_ends_bitwise_as_if_never_killed(
     assert not run.is_finished(resumed)
     assert run.follow(resumed) is None
     assert contents(resumed.directory) == contents(finished)
+
+
+def test_a_kill_before_a_run_has_its_config_leaves_its_name_free(tiny, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        kill_at(patch, directory, "write", 1)
+        directory.create(tiny)
+    assert directory.find(directory.create(tiny).path)[1] == tiny
+
+
+def test_a_run_that_is_followed_is_not_followed_twice(finished, tiny):
+    where = copy_of(finished, tiny)
+    before = contents(where)
+    resumed = run.resume(where.path)
+    code = (
+        "import sys, pathlib; from pgjax.lab import directory as d\n"
+        "with d.locked(d.Directory(pathlib.Path(sys.argv[1]))): print(flush=True); input()"
+    )
+    command = [sys.executable, "-c", code, str(where.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        for attempt in (lambda: run.resume(where.path), lambda: run.follow(resumed)):
+            with pytest.raises(ValueError, match="in use by another process"):
+                attempt()
+        assert contents(where) == before  # looking is allowed
+        other.kill()
+    assert run.is_finished(run.resume(where.path))
+
+
+def test_a_file_system_without_locks_can_hold_runs(finished, monkeypatch):
+    def unknown(*_):
+        raise OSError(errno.ENOSYS, "no locks here")
+
+    monkeypatch.setattr(directory.fcntl, "flock", unknown)
+    assert run.is_finished(run.resume(finished.path))
 
 
 def test_records_written_after_the_checkpoint_are_written_again(finished, tiny):
@@ -149,6 +185,56 @@ def test_a_signal_saves_the_last_call_and_says_how_to_go_on(
     assert signal.getsignal(number) is not None
     run.follow(run.resume(started.directory.path))
     assert contents(started.directory) == contents(finished)
+
+
+def test_a_signal_after_the_last_save_loses_nothing(finished, tiny, monkeypatch):
+    tiny = dataclasses.replace(tiny, checkpoint_every=100)
+
+    def interrupting(*args):
+        signal.raise_signal(signal.SIGINT)
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_is_due", interrupting)
+        started = run.start(tiny)
+        assert run.follow(started) == signal.SIGINT
+    assert checkpoints.updates(started.directory.checkpoints) == [2]
+    run.follow(run.resume(started.directory.path))
+    assert contents(started.directory) == contents(finished)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(run, "_compile_evaluation"), (run.plots, "learning_curves")]
+)
+def test_ctrl_c_after_training_says_how_to_go_on(finished, tiny, monkeypatch, capsys, module, name):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, interrupted)
+        started = run.start(tiny)
+        assert run.follow(started) == signal.SIGINT
+    assert f"pgjax train --resume {started.directory.path}" in capsys.readouterr().out
+    assert not started.directory.evaluation.exists()
+    run.follow(run.resume(started.directory.path))
+    assert contents(started.directory) == contents(finished)
+
+
+@pytest.mark.parametrize("file", ["metrics", "timings"])
+@pytest.mark.parametrize("line", ["torn}", '{"seed": 0}', '{"update": "x"}', "[]"])
+def test_broken_records_are_refused_before_anything_is_trained(finished, tiny, file, line):
+    where = copy_of(finished, tiny)
+    with getattr(where, file).open("a") as records_file:
+        records_file.write(line + "\n")
+    with pytest.raises(ValueError, match=f"{file}.jsonl"):
+        run.resume(where.path)
+
+
+def test_the_default_run_learns_cartpole(tmp_path):
+    started = run.start(config.Config(directory=str(tmp_path)))
+    run.follow(started)
+    found = json.loads(started.directory.evaluation.read_text())
+    assert min(found["return"]["per_seed"]) >= 475
 
 
 def test_a_damaged_newest_checkpoint_costs_only_the_way_back(finished, tiny):
@@ -230,6 +316,26 @@ def test_a_resumed_run_compiles_its_training_once(finished, tiny, caplog):
     with jax.log_compiles():
         run.follow(resumed._replace(experiment=fresh))
     assert sum("XLA compilation of jit(train)" in text for text in caplog.messages) == 1
+
+
+def test_a_process_killed_once_ends_as_if_never_killed(finished, tiny):
+    # Too long to be done before it is seen to have begun; what remains is done here.
+    endless = dataclasses.replace(tiny, name="killed", num_updates=10**6)
+    file = Path(tiny.directory).with_name("killed.yaml")
+    file.write_text(config.dump(endless))
+    where = directory.Directory(Path(tiny.directory) / "killed")
+    command = [sys.executable, "-m", "pgjax", "train", "--config", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and not checkpoints.updates(where.checkpoints):
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    done = checkpoints.updates(where.checkpoints)[0] + 4
+    straight = run.start(dataclasses.replace(tiny, num_updates=done))
+    run.follow(straight)
+    where.config.write_text(config.dump(dataclasses.replace(endless, num_updates=done)))
+    run.follow(run.resume(where.path))
+    assert contents(where) == contents(straight.directory)
 
 
 @pytest.mark.slow
