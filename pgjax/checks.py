@@ -37,6 +37,10 @@ def within(argument: str, value: Any, low: float, high: float) -> None:
         return
     for number in np.ravel(value).tolist():
         if isinstance(number, str | None) or not (math.isfinite(number) and low <= number <= high):
-            bounds = "" if math.isinf(low) else f" and >= {low:g}"
-            bounds += "" if math.isinf(high) else f" and <= {high:g}"
-            raise ValueError(f"{argument}={number!r} must be a finite number{bounds}")
+            raise ValueError(f"{argument}={number!r} must be {_described(low, high)}")
+
+
+def _described(low: float, high: float) -> str:
+    if math.isfinite(low) and math.isfinite(high):
+        return f"a number from {low:g} to {high:g}"
+    return f"a finite number >= {low:g}" if math.isfinite(low) else "a finite number"

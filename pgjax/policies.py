@@ -1,6 +1,5 @@
 """Policies and value functions: pure functions of parameters and observations."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from gymnax.environments import spaces
 
-from pgjax import checks, distributions
+from pgjax import checks, distributions, heads
 from pgjax.distributions import Distribution
+from pgjax.heads import Head
 
 Params = Any
 Carry = Any
@@ -34,17 +34,6 @@ class ValueFunction(NamedTuple):
 
     init: Callable[[jax.Array, jax.Array], Params]  # (key, obs [*O]) -> params
     apply: Callable[[Params, jax.Array], jax.Array]  # (params, obs [*O]) -> []
-
-
-class Head(NamedTuple):
-    """From the outputs of a network to a distribution.
-
-    The last `num_free` outputs are parameters of their own that do not see the observation.
-    """
-
-    num_outputs: int
-    num_free: int
-    distribution: Callable[[jax.Array], Distribution]  # [num_outputs + num_free] -> dist
 
 
 class Network(nn.Module):
@@ -136,7 +125,7 @@ def mlp(
     """Multilayer perceptron from features of the observation to the parameters of a distribution.
 
     Args:
-      head: what the outputs mean; `categorical_head` and the like.
+      head: what the outputs mean; see `pgjax.heads`.
       hidden: widths of the hidden layers.
       activation: a name in `ACTIVATIONS`.
       features: `obs [*O] -> [F]`.
@@ -227,69 +216,12 @@ def greedy(policy: Policy) -> Policy:
     return policy._replace(step=step, unroll=unroll)
 
 
-def categorical_head(num_actions: int) -> Head:
-    """Logits of a categorical over `num_actions`."""
-    return Head(num_actions, 0, distributions.categorical)
-
-
-def bernoulli_head() -> Head:
-    """Logit of one Bernoulli."""
-    return Head(1, 0, lambda outputs: distributions.bernoulli(outputs[0]))
-
-
-def normal_head(shape: Sequence[int], centre: Any = 0.0, half_range: Any = 1.0) -> Head:
-    """Normal action of a shape, in units of the half range around the centre.
-
-    The mean is an output of the network, the log standard deviation a free parameter.
-    """
-    size = math.prod(shape)
-
-    def distribution(outputs):
-        loc, log_std = outputs[:size].reshape(shape), outputs[size:].reshape(shape)
-        normal = distributions.normal(centre + half_range * loc, half_range * jnp.exp(log_std))
-        return _event(normal, shape)
-
-    return Head(size, size, distribution)
-
-
-def tanh_normal_head(shape: Sequence[int]) -> Head:
-    """Normal squashed by tanh: mean from the network, log standard deviation free."""
-    size = math.prod(shape)
-
-    def distribution(outputs):
-        loc, log_std = outputs[:size].reshape(shape), outputs[size:].reshape(shape)
-        return _event(distributions.tanh_normal(loc, jnp.exp(log_std)), shape)
-
-    return Head(size, size, distribution)
-
-
-def beta_head(shape: Sequence[int]) -> Head:
-    """Beta with both concentrations above one, so that it has a single mode inside."""
-    size = math.prod(shape)
-
-    def distribution(outputs):
-        alpha, beta = 1 + jax.nn.softplus(outputs).reshape(2, *shape)
-        return _event(distributions.beta(alpha, beta), shape)
-
-    return Head(2 * size, 0, distribution)
-
-
 POLICIES = {
     "tabular": "a softmax table, for discrete observations and actions",
     "linear": "a linear map of the observation",
     "mlp": "a multilayer perceptron of the observation",
 }
 """Kinds of policy and value function `make` and `make_value` know."""
-
-DISTRIBUTIONS = {
-    "auto": "categorical for discrete actions, normal for continuous ones",
-    "categorical": "discrete actions",
-    "bernoulli": "two discrete actions from one logit",
-    "normal": "continuous actions, clipped to their bounds before the environment",
-    "tanh_normal": "continuous bounded actions, squashed by tanh",
-    "beta": "continuous bounded actions",
-}
-"""Action distributions `make` knows."""
 
 
 def make(
@@ -308,7 +240,7 @@ def make(
       kind: a name in `POLICIES`.
       env: a gymnax environment.
       env_params: its parameters.
-      distribution: a name in `DISTRIBUTIONS`.
+      distribution: a name in `heads.DISTRIBUTIONS`.
       hidden: widths of the hidden layers of `mlp`.
       activation: a name in `ACTIVATIONS`.
       initial_log_std: log standard deviation at first of `normal` (in units of half the action
@@ -318,7 +250,6 @@ def make(
       ValueError: unknown names, or a policy that does not fit the spaces.
     """
     checks.choice("policy", kind, POLICIES)
-    checks.choice("distribution", distribution, DISTRIBUTIONS)
     obs_space, space = env.observation_space(env_params), env.action_space(env_params)
     if kind == "tabular":
         if distribution not in ("auto", "categorical"):
@@ -327,7 +258,7 @@ def make(
         if not isinstance(space, spaces.Discrete):
             raise ValueError(f"policy='tabular' needs discrete actions; {env.name} has {space}")
         return tabular(obs_space.n, space.n)
-    head = _head(env.name, space, distribution)
+    head = heads.for_space(space, distribution, env.name)
     features = _features(obs_space)
     if kind == "linear":
         return linear(head, features=features, free_value=initial_log_std)
@@ -371,12 +302,6 @@ def _network(hidden, activation, num_outputs, num_free=0, free_value=0.0) -> Any
     )
 
 
-def _event(distribution: Distribution, shape: Sequence[int]) -> Distribution:
-    for _ in shape:
-        distribution = distributions.independent(distribution)
-    return distribution
-
-
 def _features(obs_space):
     return one_hot(obs_space.n) if isinstance(obs_space, spaces.Discrete) else ravel
 
@@ -386,25 +311,3 @@ def _check_tabular(env, obs_space) -> None:
         raise ValueError(
             f"policy='tabular' needs discrete observations; {env.name} has {obs_space}"
         )
-
-
-def _head(env_name: str, space: spaces.Space, distribution: str) -> Head:
-    if isinstance(space, spaces.Discrete):
-        if distribution in ("auto", "categorical"):
-            return categorical_head(space.n)
-        if distribution == "bernoulli" and space.n == 2:
-            return bernoulli_head()
-    elif isinstance(space, spaces.Box):
-        bounded = bool(jnp.all(jnp.isfinite(space.low)) and jnp.all(jnp.isfinite(space.high)))
-        if distribution in ("auto", "normal"):
-            if not bounded:
-                return normal_head(space.shape)
-            low, high = jnp.asarray(space.low), jnp.asarray(space.high)
-            return normal_head(space.shape, (high + low) / 2, (high - low) / 2)
-        if distribution == "tanh_normal" and bounded:
-            return tanh_normal_head(space.shape)
-        if distribution == "beta" and bounded:
-            return beta_head(space.shape)
-    raise ValueError(
-        f"distribution={distribution!r} does not fit the actions of {env_name}, {space}"
-    )

@@ -14,14 +14,14 @@ ROOT = Path(pgjax.__file__).parent
 LAYERS = (
     {"checks", "batching"},
     {"score", "distributions", "returns", "baselines"},
-    {"policies", "environments", "estimators"},
+    {"heads", "policies", "environments", "estimators"},
     {"rollout"},
     {"gradients", "exact"},
     {"train", "audit"},
     {"lab"},
     {"__main__"},
 )
-PEERS = {("exact", "gradients"), ("score", "baselines")}
+PEERS = {("exact", "gradients"), ("score", "baselines"), ("policies", "heads")}
 
 
 def layer(part: str) -> int:

@@ -207,9 +207,9 @@ def _registry(what: Registry) -> dict[str, str]:
 
         registry = estimators.FORMS if what == "forms" else estimators.BASELINES
         return {name: _first_line(choice) for name, choice in registry.items()}
-    from pgjax import policies
+    from pgjax import heads, policies
 
-    return policies.POLICIES if what == "policies" else policies.DISTRIBUTIONS
+    return policies.POLICIES if what == "policies" else heads.DISTRIBUTIONS
 
 
 def _first_line(function: Callable[..., Any]) -> str:
