@@ -18,9 +18,7 @@ import scipy.stats
 from pgjax import environments, estimators, policies
 from pgjax.distributions import categorical
 from pgjax.estimators import (
-    BASELINES,
     FORMS,
-    STATE_WEIGHTINGS,
     Hyper,
     Steps,
     estimator,
@@ -30,6 +28,7 @@ from pgjax.estimators import (
 from pgjax.gradients import policy_gradient, trajectory_gradient
 from pgjax.rollout import Trajectory, episodes
 
+from .choices import ACCEPTED, BOOTSTRAPPING, COUPLED, COUPLED_ONES
 from .enumeration import (
     discounted_return,
     enumerate_paths,
@@ -44,8 +43,6 @@ from .enumeration import (
 
 HORIZON, NUM_STATES, NUM_ACTIONS = 3, 3, 3
 GENERIC = Hyper(discount=0.8, lambda_=0.7, n=2, constant=0.37)
-BOOTSTRAPPING = ("td_residual", "n_step", "gae")
-COUPLED = ("batch_mean", "leave_one_out", "leave_one_out_live", "time_mean", "standardise")
 FAMILY_ERROR = 1e-3
 
 
@@ -245,16 +242,6 @@ def formula_of(choice, rows, hyper, value_pair=WRONG):
     return np.einsum("bkt,bktsa->bsa", weights, SCORES[rows]) / rows.shape[1]
 
 
-def accepted():
-    for names in itertools.product(FORMS, BASELINES, STATE_WEIGHTINGS):
-        try:
-            yield estimator(*names)
-        except ValueError:
-            continue
-
-
-ACCEPTED = list(accepted())
-COUPLED_ONES = [choice for choice in ACCEPTED if choice.baseline in COUPLED]
 every_estimator = pytest.mark.parametrize("choice", ACCEPTED, ids="-".join)
 
 

@@ -16,9 +16,7 @@ import scipy.stats
 
 from pgjax import environments, policies
 from pgjax.estimators import (
-    BASELINES,
     FORMS,
-    STATE_WEIGHTINGS,
     Hyper,
     Steps,
     estimator,
@@ -29,11 +27,10 @@ from pgjax.gradients import make_steps, policy_gradient, trajectory_gradient
 from pgjax.rollout import Trajectory, episodes
 from pgjax.score import surrogate
 
+from .choices import ACCEPTED, BOOTSTRAPPING, COUPLED_ONES, UNCOUPLED_ONES
 from .enumeration import enumerate_paths, exact_gradient, problem, scores, softmax
 
 HYPER = Hyper(discount=0.5, lambda_=0.7, n=2, constant=0.37)
-BOOTSTRAPPING = ("td_residual", "n_step", "gae")
-COUPLED = ("batch_mean", "leave_one_out", "leave_one_out_live", "time_mean", "standardise")
 LOGITS = np.array([[0.3, -0.2], [-0.4, 0.6], [0.1, 0.2]])
 LEVEL = 1e-4
 
@@ -44,17 +41,6 @@ def float64():
         yield
 
 
-def accepted():
-    for names in itertools.product(FORMS, BASELINES, STATE_WEIGHTINGS):
-        try:
-            yield estimator(*names)
-        except ValueError:
-            continue
-
-
-ACCEPTED = list(accepted())
-UNCOUPLED = [choice for choice in ACCEPTED if choice.baseline not in COUPLED]
-COUPLED_ONES = [choice for choice in ACCEPTED if choice.baseline in COUPLED]
 REPRESENTATIVE = [
     estimator("total_return", "constant", "uniform"),
     estimator("reward_to_go", "leave_one_out", "discounted"),
@@ -118,7 +104,7 @@ def compiled_weights(family):
 
 
 def weights_of(choice, steps, hyper=HYPER):
-    family = tuple(UNCOUPLED if choice in UNCOUPLED else COUPLED_ONES)
+    family = tuple(UNCOUPLED_ONES if choice in UNCOUPLED_ONES else COUPLED_ONES)
     return np.asarray(compiled_weights(family)(steps, hyper)[family.index(choice)])
 
 
@@ -356,7 +342,7 @@ def in_two_rows(row):
     return jax.tree.map(split, row)
 
 
-@each(UNCOUPLED)
+@each(UNCOUPLED_ONES)
 def test_08_two_episodes_in_a_row_equal_two_rows(choice):
     """Returns, traces and the powers of gamma all start again after a boundary."""
     row = two_in_one_row()
@@ -368,7 +354,7 @@ def test_08_two_episodes_in_a_row_equal_two_rows(choice):
     assert (np.abs(leaking - expected).max() > 1e-3) != local
 
 
-@each(UNCOUPLED)
+@each(UNCOUPLED_ONES)
 def test_09_nothing_bootstraps_from_the_observation_after_reset(choice):
     """V of the first observation of the next episode stands next to the end; it is not its value.
 
