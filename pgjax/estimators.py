@@ -58,7 +58,7 @@ def reward_to_go(steps: Steps, hyper: Hyper) -> jax.Array:
 
     Source: Baxter & Bartlett 2001; Sutton & Barto 2018, section 13.3.
     """
-    return returns.discounted_sum(steps.reward, hyper.discount * _going_on(steps))
+    return returns.discounted_sum(steps.reward, hyper.discount * (1 - steps.boundary))
 
 
 def td_residual(steps: Steps, hyper: Hyper) -> jax.Array:
@@ -328,11 +328,6 @@ def _cleared(steps: Steps) -> Steps:
         next_value=jnp.where(steps.terminated > 0, 0, steps.next_value),
     )
     return jax.tree.map(lambda x: jnp.where(live, x, 0).astype(dtype), steps)
-
-
-def _going_on(steps: Steps) -> jax.Array:
-    """One where the trace goes on after the step."""
-    return 1 - steps.boundary
 
 
 def _bootstrap_discount(steps: Steps, hyper: Hyper) -> jax.Array:

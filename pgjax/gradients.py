@@ -12,7 +12,7 @@ from pgjax.policies import Params, Policy, ValueFunction
 from pgjax.rollout import Trajectory
 from pgjax.score import GradientFn
 
-# Fastest on two CPU cores by benchmarks/chunk_size.py; on one core 1024 is as fast.
+# Within 3% of the fastest on two CPU cores: benchmarks/results/chunk_size.json.
 CHUNK_SIZE = 4096
 
 

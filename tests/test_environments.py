@@ -47,7 +47,12 @@ def test_registered_class_is_found():
         ("CartPole-v1", {"gravity": float("nan")}, "must be a finite number"),
         ("CartPole-v1", {"gravity": True}, "must be a number"),
         ("CartPole-v1", {"max_steps_in_episode": 10.5}, "must be a whole number"),
-        ("CartPole-v1", {"max_steps_in_episode": 99999999999}, "must be a whole number"),
+        ("CartPole-v1", {"max_steps_in_episode": 99999999999}, "a whole one of 32 bits"),
+        ("CartPole-v1", {"max_steps_in_episode": 1e12}, "must be a whole number of 32 bits"),
+        *(
+            ("CartPole-v1", {"gravity": value}, "gravity=.* must be a finite number")
+            for value in (float("inf"), 2**31, -(2**31), 10**400)
+        ),
         ("DeepSea-bsuite", {"deterministic": 0.5}, "must be true or false"),
         ("ShortCorridor", {"transition": 3}, "must be an array"),
         ("Reacher-misc", {"num_joints": 2.5}, "refuses"),

@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 import math
 from typing import Any
-from urllib.error import URLError
 
 import gymnax
 import jax
@@ -67,7 +66,7 @@ def _construct(name: str, arguments: dict[str, Any]) -> Environment:
         )
         jax.eval_shape(env.reset_env, jax.random.key(0), env.default_params)
         return env
-    except (URLError, OSError) as error:
+    except OSError as error:
         raise ValueError(
             f"env={name!r} downloads a data set when it is made, and that failed: {error}"
         ) from error
@@ -88,7 +87,7 @@ def _check_override(what: str, value: Any, default: Any) -> None:
         raise ValueError(f"{what}={value!r} must be an array of shape {jnp.shape(default)}")
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{what}={value!r} must be a number, as its default {default}")
-    elif not math.isfinite(value):
-        raise ValueError(f"{what}={value!r} must be a finite number")
+    elif (isinstance(value, int) and abs(value) > UNLIMITED) or not math.isfinite(value):
+        raise ValueError(f"{what}={value!r} must be a finite number, a whole one of 32 bits")
     elif isinstance(default, int) and (value != int(value) or abs(value) > UNLIMITED):
         raise ValueError(f"{what}={value!r} must be a whole number of 32 bits")

@@ -1,7 +1,6 @@
 """What a run is: one flat, frozen record; every field is a flag and a key of a YAML file."""
 
 import dataclasses
-import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -156,8 +155,6 @@ def validate(config: Config) -> None:
             f"seed={config.seed!r} is too large: the last of {config.seeds} seeds must be below "
             f"2**32"
         )
-    for name, value in config.env_params.items():
-        _check_env_param(name, value)
     for argument in ("learning_rate", "value_learning_rate"):
         checks.within(argument, getattr(config, argument), 0, float("inf"))
     checks.within("initial_log_std", config.initial_log_std, -float("inf"), float("inf"))
@@ -178,14 +175,6 @@ def count(argument: str, value: int, least: int = 1) -> None:
     if value > LARGEST:
         raise ValueError(f"{argument}={value!r} must be at most {LARGEST}")
     checks.at_least(argument, value, least)
-
-
-def _check_env_param(name: str, value: int | float | bool) -> None:
-    # An integer may be too large to be asked whether it is finite.
-    if isinstance(value, int) and abs(value) > LARGEST:
-        raise ValueError(f"env_params {name}={value!r} must be at most {LARGEST} in size")
-    if not math.isfinite(value):
-        raise ValueError(f"env_params {name}={value!r} must be finite")
 
 
 _COUNTS = (
