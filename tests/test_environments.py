@@ -56,6 +56,8 @@ def test_registered_class_is_found():
         ("DeepSea-bsuite", {"deterministic": 0.5}, "must be true or false"),
         ("ShortCorridor", {"transition": 3}, "must be an array"),
         ("Reacher-misc", {"num_joints": 2.5}, "refuses"),
+        ("DeepSea-bsuite", {"size": 99999999999}, "refuses"),
+        ("DeepSea-bsuite", {"size": float("nan")}, "refuses"),
         ("DeepSea-bsuite", {"sise": 3}, "did you mean 'size'"),
     ],
 )

@@ -70,10 +70,12 @@ def _construct(name: str, arguments: dict[str, Any]) -> Environment:
         raise ValueError(
             f"env={name!r} downloads a data set when it is made, and that failed: {error}"
         ) from error
-    except (TypeError, AssertionError, OverflowError) as error:
+    except Exception as error:
+        # What a constructor makes of an argument it cannot use differs from one to the next.
         if not arguments:
             raise
-        raise ValueError(f"env={name!r} refuses {arguments}: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"env={name!r} refuses {arguments}: {reason}") from error
 
 
 def _check_override(what: str, value: Any, default: Any) -> None:
