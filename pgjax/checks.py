@@ -5,13 +5,14 @@ import math
 from collections.abc import Collection
 from typing import Any
 
+import jax
 import numpy as np
 from jax.core import Tracer
 
 
 def is_traced(value: Any) -> bool:
-    """Whether a value is only known to JAX: inside jit, vmap or grad."""
-    return isinstance(value, Tracer)
+    """Whether any leaf of a pytree is only known to JAX: inside jit, vmap or grad."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
 
 
 def choice(argument: str, value: str, allowed: Collection[str]) -> None:

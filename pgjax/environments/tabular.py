@@ -19,7 +19,7 @@ class MDP(NamedTuple):
     reward: chex.Array  # [S, A, S] r(s, a, s')
     initial: chex.Array  # [S] rho(s_0)
     terminal: chex.Array  # [S] bool
-    observation: chex.Array | None = None  # [S] int, what is seen of each state; None: the state
+    observation: chex.Array | None = None  # [S, *O] what is seen of each state; None: its index
 
 
 @struct.dataclass
@@ -49,9 +49,6 @@ class TabularMDP(environment.Environment[TabularState, TabularParams]):
         self._name = name
         self._max_steps = UNLIMITED if max_steps is None else max_steps
         self.num_states, self._num_actions = np.shape(mdp.transition)[:2]
-        seen = np.arange(self.num_states) if mdp.observation is None else mdp.observation
-        self._observation = np.asarray(seen, np.int32)
-        self.num_observations = int(self._observation.max()) + 1
 
     @property
     def name(self) -> str:
@@ -62,6 +59,11 @@ class TabularMDP(environment.Environment[TabularState, TabularParams]):
         return self._num_actions
 
     @property
+    def mdp(self) -> MDP:
+        """What the environment was made of."""
+        return self._mdp
+
+    @property
     def default_params(self) -> TabularParams:
         return TabularParams(
             max_steps_in_episode=self._max_steps,
@@ -69,7 +71,7 @@ class TabularMDP(environment.Environment[TabularState, TabularParams]):
             reward=jnp.asarray(self._mdp.reward, float),
             initial=jnp.asarray(self._mdp.initial, float),
             terminal=jnp.asarray(self._mdp.terminal, bool),
-            observation=jnp.asarray(self._observation),
+            observation=observations(self._mdp),
         )
 
     def reset_env(self, key, params):
@@ -92,14 +94,18 @@ class TabularMDP(environment.Environment[TabularState, TabularParams]):
         return spaces.Discrete(self.num_actions)
 
     def observation_space(self, params=None):
-        return spaces.Discrete(self.num_observations)
+        seen = observations(self._mdp)
+        if jnp.issubdtype(seen.dtype, jnp.integer):
+            return spaces.Discrete(int(seen.max()) + 1)
+        return spaces.Box(-jnp.inf, jnp.inf, seen.shape[1:])
 
 
 def tabular_mdp(mdp: MDP, *, name: str = "TabularMDP", max_steps: int | None = None) -> TabularMDP:
     """The gymnax environment of a finite MDP.
 
-    It observes the int32 state index, or `mdp.observation[state]` where states are aliased, and
-    never starts in a terminal state. Its `default_params` hold the MDP's arrays.
+    It observes the int32 state index, or `mdp.observation[state]`: another index where states
+    are aliased, or an array of features. It never starts in a terminal state. Its
+    `default_params` hold the MDP's arrays.
 
     Args:
       mdp: transition `[S, A, S]`, reward `[S, A, S]`, initial `[S]`, terminal `[S]`.
@@ -110,7 +116,7 @@ def tabular_mdp(mdp: MDP, *, name: str = "TabularMDP", max_steps: int | None = N
       ValueError: shapes that do not fit, probabilities that are negative or do not sum to one, or
         an episode that could start in a terminal state.
     """
-    _check(mdp)
+    check_mdp(mdp)
     return TabularMDP(mdp, name, max_steps)
 
 
@@ -118,18 +124,29 @@ def _draw(key: jax.Array, probs: jax.Array) -> jax.Array:
     return jax.random.categorical(key, jnp.log(probs)).astype(jnp.int32)
 
 
-def _check(mdp: MDP) -> None:
+def observations(mdp: MDP) -> jax.Array:
+    """What is observed in every state, `[S, *O]`: int32 indices, or features as floats."""
+    if mdp.observation is None:
+        return jnp.arange(jnp.shape(mdp.terminal)[0], dtype=jnp.int32)
+    seen = jnp.asarray(mdp.observation)
+    index = seen.ndim == 1 and jnp.issubdtype(seen.dtype, jnp.integer)
+    return seen.astype(jnp.int32 if index else float)
+
+
+def check_mdp(mdp: MDP) -> None:
+    """Raises `ValueError` for arrays that make no MDP; see `tabular_mdp`."""
     shape = np.shape(mdp.transition)
     if len(shape) != 3 or shape[0] != shape[2] or 0 in shape:
         raise ValueError(f"transition has shape {shape}; expected [S, A, S]")
     num_states = shape[0]
     expected = {"reward": shape, "initial": (num_states,), "terminal": (num_states,)}
-    if mdp.observation is not None:
-        expected["observation"] = (num_states,)
     for field, wanted in expected.items():
         if np.shape(getattr(mdp, field)) != wanted:
             found = np.shape(getattr(mdp, field))
             raise ValueError(f"{field} has shape {found}; transition {shape} asks for {wanted}")
+    seen = jnp.shape(observations(mdp))
+    if seen[:1] != (num_states,):
+        raise ValueError(f"observation has shape {seen}; expected one for each of {num_states}")
     terminal = np.asarray(mdp.terminal, bool)
     _check_probabilities("initial", np.asarray(mdp.initial))
     _check_probabilities("transition", np.asarray(mdp.transition)[~terminal])

@@ -1,0 +1,145 @@
+"""A finite MDP under a policy, as the tables every exact computation starts from."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from scipy.sparse import csgraph, csr_array
+
+from pgjax import checks
+from pgjax.environments.tabular import MDP, check_mdp, observations
+from pgjax.policies import Params, Policy
+
+
+class Model(NamedTuple):
+    """What a policy makes of an MDP; rows of terminal states are zero everywhere."""
+
+    probs: jax.Array  # [S, A] pi(a | s)
+    transition: jax.Array  # [S, A, S] P(s' | s, a)
+    reward: jax.Array  # [S, A, S] r(s, a, s'), entering a terminal state included
+    initial: jax.Array  # [S]
+    live: jax.Array  # [S] one where the episode goes on, zero in terminal states
+
+    @property
+    def move(self) -> jax.Array:
+        """Probability of going on to each live state, `[S, S]`: what is missing has ended."""
+        return jnp.einsum("sa,sak->sk", self.probs, self.transition) * self.live[None]
+
+    @property
+    def mean_reward(self) -> jax.Array:
+        """Expected reward of each action, `[S, A]`."""
+        return jnp.sum(self.transition * self.reward, axis=-1)
+
+    @property
+    def policy_reward(self) -> jax.Array:
+        """Expected reward of a step, `[S]`."""
+        return jnp.sum(self.probs * self.mean_reward, axis=-1)
+
+    def expect_next(self, x: jax.Array) -> jax.Array:
+        """E[x(s') | s, a] over the live next states: `[S, ...]` -> `[S, A, ...]`."""
+        return jnp.tensordot(self.transition * self.live[None, None], x, axes=1)
+
+
+def build(mdp: MDP, policy: Policy, params: Params) -> Model:
+    """The tables of a policy in an MDP, differentiable in the policy's parameters.
+
+    Raises:
+      ValueError: an MDP that is none, or a policy with memory.
+    """
+    check(mdp, policy)
+    live = ~jnp.asarray(mdp.terminal, bool)
+    rows = live[:, None]
+    dtype = jnp.result_type(float)
+    probs = jnp.exp(log_probs(mdp, policy, params)).astype(dtype)
+    blank = lambda x: jnp.where(rows[..., None], jnp.asarray(x, dtype), 0)
+    return Model(
+        probs=jnp.where(rows, probs, 0),
+        transition=blank(mdp.transition),
+        reward=blank(mdp.reward),
+        initial=jnp.asarray(mdp.initial, dtype),
+        live=live.astype(dtype),
+    )
+
+
+def check(mdp: MDP, policy: Policy) -> None:
+    """Refuses, as `build` does, what can be refused before anything is traced."""
+    if not checks.is_traced(mdp):
+        check_mdp(mdp)
+    if jax.tree.leaves(policy.initial_state()):
+        raise ValueError("policy has a memory: exact values are for policies without one")
+
+
+def log_probs(mdp: MDP, policy: Policy, params: Params) -> jax.Array:
+    """log pi(a | s) of every action in every state, `[S, A]`, terminal states included."""
+    return _log_probs(policy, params, observations(mdp), jnp.shape(mdp.transition)[1])
+
+
+def scores(mdp: MDP, policy: Policy, params: Params) -> jax.Array:
+    """grad log pi(a | s) in the flattened parameters, `[S, A, D]`; zero where pi(a | s) is.
+
+    Held in memory whole: S A D numbers.
+    """
+    flat, unravel = ravel_pytree(params)
+
+    def of_state(obs):
+        log_prob = lambda flat: _log_probs(policy, unravel(flat), obs[None], num_actions)[0]
+        return log_prob(flat), jax.jacrev(log_prob)(flat)
+
+    num_actions = jnp.shape(mdp.transition)[1]
+    log_prob, score = jax.vmap(of_state)(observations(mdp))
+    visited = (log_prob > -jnp.inf) & ~jnp.asarray(mdp.terminal, bool)[:, None]
+    return jnp.where(visited[..., None], score, 0)
+
+
+def check_discount(hyper: Any) -> None:
+    """Refuses a discount outside [0, 1]."""
+    checks.within("discount", hyper.discount, 0, 1)
+
+
+def is_discounted(hyper: Any) -> bool:
+    """Whether the discount is below one, or not known before the program runs."""
+    return checks.is_traced(hyper.discount) or float(hyper.discount) < 1
+
+
+def check_horizon(horizon: int | None) -> None:
+    """Refuses a horizon that is neither None nor a whole number above zero."""
+    if horizon is not None:
+        checks.at_least("horizon", horizon, 1)
+
+
+def moves(mdp: MDP, policy: Policy, params: Params) -> np.ndarray | None:
+    """Whether the policy may go from each state to each other in a step, `[S, S]` bool.
+
+    Every action counts as possible where the parameters are traced; None where the MDP is.
+    """
+    if checks.is_traced(mdp):
+        return None
+    possible = np.asarray(mdp.transition) > 0
+    if not checks.is_traced(params):
+        possible &= (np.exp(log_probs(mdp, policy, params)) > 0)[..., None]
+    return np.any(possible, axis=1) & ~np.asarray(mdp.terminal, bool)[:, None]
+
+
+def leads_to(possible: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """States from which some target can be reached, the targets themselves included, `[S]` bool."""
+    num_states = len(targets)
+    graph = np.zeros((num_states + 1, num_states + 1), bool)  # one more node, before all targets
+    graph[:-1, :-1] = possible.T
+    graph[-1, :-1] = targets
+    found = csgraph.breadth_first_order(csr_array(graph), num_states, return_predecessors=False)
+    return np.isin(np.arange(num_states), found)
+
+
+def not_communicating(possible: np.ndarray) -> np.ndarray:
+    """States that do not both lead to state 0 and come from it, `[S]` bool."""
+    first = np.arange(len(possible)) == 0
+    return ~(leads_to(possible, first) & leads_to(possible.T, first))
+
+
+def _log_probs(policy, params, obs, num_actions):
+    """log pi(a | o) of every action at each of B observations, `[B, A]`."""
+    boundary = jnp.zeros(len(obs), bool)
+    distribution = policy.unroll(params, policy.initial_state(), obs, boundary)
+    return jax.vmap(distribution.log_prob, out_axes=-1)(jnp.arange(num_actions))
