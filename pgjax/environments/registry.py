@@ -12,10 +12,11 @@ import numpy as np
 from gymnax.environments.environment import Environment, EnvParams
 
 from pgjax import checks
+from pgjax.environments.linear_quadratic import point_mass
 from pgjax.environments.short_corridor import short_corridor
 from pgjax.environments.tabular import UNLIMITED
 
-_FACTORIES = {"ShortCorridor": short_corridor}
+_FACTORIES = {"LinearQuadratic": point_mass, "ShortCorridor": short_corridor}
 
 
 def names() -> list[str]:
