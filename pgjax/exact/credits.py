@@ -13,6 +13,9 @@ import jax.numpy as jnp
 from pgjax.estimators import Hyper
 from pgjax.exact.model import Model
 
+RECURSIVE = frozenset({"reward_to_go", "td_residual", "n_step", "gae"})
+"""Forms that `recursion` knows."""
+
 
 class Recursion(NamedTuple):
     """A form as y_t = c_t + K y_{t+1}, whose last component is what an action is credited with."""
@@ -30,7 +33,7 @@ class Credit(NamedTuple):
 
 
 def recursion(tables: Model, form: str, hyper: Hyper, given: jax.Array) -> Recursion:
-    """The recursion of a form but the total return; `given` `[T + 1, S]` are its values."""
+    """The recursion of a form in `RECURSIVE`; `given` `[T + 1, S]` are its values."""
     shape = tables.reward.shape
     discount = jnp.asarray(hyper.discount, given.dtype)
     zeros = jnp.zeros((1, len(tables.live)), given.dtype)

@@ -19,10 +19,14 @@ from pgjax import baselines, checks, estimators
 from pgjax.environments import MDP
 from pgjax.estimators import Estimator, Hyper
 from pgjax.exact import credits, enumeration, episode, model, values
+from pgjax.exact.model import Model
 from pgjax.policies import Params, Policy
 
 POLYNOMIAL = frozenset({"none", "constant", "value", "batch_mean", "leave_one_out"})
-"""Baselines whose estimators are polynomials of returns and scores; others are enumerated."""
+"""Baselines whose estimators are polynomials of returns and scores, in any form of `FORMS`."""
+
+FORMS = credits.RECURSIVE | {"total_return"}
+"""Forms whose moments are known; with others, and other baselines, outcomes are enumerated."""
 
 
 class Moments(NamedTuple):
@@ -79,11 +83,18 @@ def exact_moments(
     """
     check(estimator, hyper, horizon, num_episodes)
     given = given_values(mdp, estimator, value, horizon)
-    if estimator.baseline in POLYNOMIAL:
-        tables = model.build(mdp, policy, params)
-        score = model.scores(mdp, policy, params)
-        of = _total_return if estimator.form == "total_return" else _recursive
-        mean, trace = of(tables, score, estimator, hyper, given, horizon, num_episodes)
+    if estimator.baseline in POLYNOMIAL and estimator.form in FORMS:
+        problem = _Problem(
+            tables=model.build(mdp, policy, params),
+            score=model.scores(mdp, policy, params),
+            estimator=estimator,
+            hyper=hyper,
+            value=given,
+            weight=state_weights(estimator, hyper, horizon),
+            num_episodes=num_episodes,
+        )
+        total = estimator.form == "total_return"
+        mean, trace = _total_return(problem) if total else _recursive(problem)
     else:
         mean, trace = enumeration.moments(
             mdp, policy, params, estimator, hyper, horizon, num_episodes, given
@@ -149,28 +160,41 @@ def _against_truth(mdp, policy, params, hyper, horizon, mean, trace) -> Moments:
     return Moments(mean, trace, jax.tree.map(jnp.subtract, mean, jax.grad(objective)(params)))
 
 
-def _recursive(tables, score, estimator, hyper, given, horizon, num_episodes):
+class _Problem(NamedTuple):
+    """All that moments depend on."""
+
+    tables: Model
+    score: jax.Array  # [S, A, D]
+    estimator: Estimator
+    hyper: Hyper
+    value: jax.Array  # [T + 1, S]
+    weight: jax.Array  # [T] of the states
+    num_episodes: int
+
+    def recursion(self) -> credits.Recursion:
+        return credits.recursion(self.tables, self.estimator.form, self.hyper, self.value)
+
+
+def _recursive(problem: _Problem):
     """Mean and trace for forms that are recursions, alone or coupled by their batch."""
-    weight = state_weights(estimator, hyper, horizon)
-    credit = credits.moments(tables, estimator.form, hyper, given)
+    tables, score, estimator, hyper, value, weight, num_episodes = problem
+    credit = credits.moments(tables, estimator.form, hyper, value)
     if estimator.baseline not in baselines.COUPLED:
-        baseline = _baseline(estimator, hyper, given, horizon)
-        return _alone(tables, score, estimator, hyper, given, credit, baseline, num_episodes)
-    probs = values.state_probs(tables, horizon)
+        return _alone(problem, credit, _baseline(estimator, hyper, value))
+    probs = values.state_probs(tables, len(weight))
     spent = jnp.einsum("ts,sa,tsa->t", probs, tables.probs, credit.mean[..., -1])
     squares = jnp.einsum("ts,sa,tsa->t", probs, tables.probs, credit.square[..., -1, -1])
-    baseline = jnp.broadcast_to(spent[:, None], (horizon, len(tables.live)))
-    mean, own = _alone(tables, score, estimator, hyper, given, credit, baseline, num_episodes)
+    mean, own = _alone(problem, credit, jnp.broadcast_to(spent[:, None], probs.shape))
     visited = jnp.einsum("ts,sa,sa->t", probs, tables.probs, jnp.sum(score**2, axis=-1))
     pairs = jnp.sum(weight**2 * visited * (squares - spent**2))
-    pairs += _products(tables, score, estimator.form, hyper, given, credit, probs, weight)
+    pairs += _products(problem, credit.mean, probs)
     trace = own + pairs / (num_episodes * (num_episodes - 1))
     return _shrunk(estimator, num_episodes, mean, trace)
 
 
-def _alone(tables, score, estimator, hyper, given, credit, baseline, num_episodes):
+def _alone(problem: _Problem, credit: credits.Credit, baseline: jax.Array):
     """Mean and trace of a batch of uncoupled episodes, with a baseline b_t(s) `[T, S]`."""
-    rec = credits.recursion(tables, estimator.form, hyper, given)
+    tables, score, rec = problem.tables, problem.score, problem.recursion()
     norm = jnp.sum(score**2, axis=-1)
     move = tables.move
     weights = tables.probs[..., None] * tables.transition
@@ -204,23 +228,22 @@ def _alone(tables, score, estimator, hyper, given, credit, baseline, num_episode
     num_components, num_states = rec.end.shape
     blank = jnp.zeros((num_components, num_states, score.shape[-1]), score.dtype)
     end = (blank[0], blank, jnp.zeros_like(tables.initial))
-    weights_t = state_weights(estimator, hyper, horizon=len(baseline))
-    inputs = ((given[:-1], given[1:]), credit, baseline, weights_t)
+    inputs = ((problem.value[:-1], problem.value[1:]), credit, baseline, problem.weight)
     (gradient, _, square), _ = jax.lax.scan(back, end, inputs, reverse=True)
-    return _at_start(tables, gradient, square, num_episodes)
+    return _at_start(tables, gradient, square, problem.num_episodes)
 
 
-def _products(tables, score, form, hyper, given, credit, probs, weight):
+def _products(problem: _Problem, credit: jax.Array, probs: jax.Array) -> jax.Array:
     """sum_{t,u} w_t w_u E[s_t y_u] . E[s_u y_t], over all pairs of times.
 
     For t < u the first factor looks ahead and the second is K^(u-t) E[y_u s_u]: of y_t, only what
     comes after u depends on the action at u.
     """
-    rec = credits.recursion(tables, form, hyper, given)
+    tables, score, weight, rec = problem.tables, problem.score, problem.weight, problem.recursion()
     horizon = len(weight)
-    now = jnp.einsum("ts,sa,tsam,sad->tmd", probs, tables.probs, credit.mean, score)
+    now = jnp.einsum("ts,sa,tsam,sad->tmd", probs, tables.probs, credit, score)
     aligned = jnp.einsum("sad,umd->saum", score, now)
-    expected = jnp.einsum("sa,tsa->ts", tables.probs, credit.mean[..., -1])
+    expected = jnp.einsum("sa,tsa->ts", tables.probs, credit[..., -1])
 
     def power(last, _):
         return last @ rec.carry, last
@@ -245,16 +268,16 @@ def _products(tables, score, form, hyper, given, credit, probs, weight):
     return jnp.sum(weight**2 * jnp.sum(now[:, -1] ** 2, axis=-1)) + 2 * jnp.sum(totals)
 
 
-def _total_return(tables, score, estimator, hyper, given, horizon, num_episodes):
+def _total_return(problem: _Problem):
     """Mean and trace of S (R - b), alone or as the sample covariance of R and S."""
-    powers, gradients, squares = episode.joint(tables, score, hyper, horizon)
+    tables, score, estimator, hyper, _, weight, k = problem
+    powers, gradients, squares = episode.joint(tables, score, hyper, len(weight))
     (_, mean, square), gradient = powers, gradients[1]
     normal, product, both = jnp.sum(squares, axis=-1)  # E[R^i |S|^2]
     norm = jnp.sum(gradient**2)
     if estimator.baseline not in baselines.COUPLED:
         b = hyper.constant if estimator.baseline == "constant" else 0.0
-        return gradient, (both - 2 * b * product + b**2 * normal - norm) / num_episodes
-    k = num_episodes
+        return gradient, (both - 2 * b * product + b**2 * normal - norm) / k
     centred = both - 2 * mean * product + mean**2 * normal
     spread = (square - mean**2) * normal
     trace = ((k - 1) * centred - (k - 2) * norm + spread) / (k * (k - 1))
@@ -280,12 +303,12 @@ def state_weights(estimator: Estimator, hyper: Hyper, horizon: int) -> jax.Array
     return jnp.asarray(rate, jnp.result_type(float)) ** jnp.arange(horizon)
 
 
-def _baseline(estimator, hyper, given, horizon):
+def _baseline(estimator, hyper, value):
     """b_t(s) of baselines that look at no other episode, `[T, S]`."""
     if estimator.baseline == "value" and estimator.form not in estimators.ADVANTAGES:
-        return given[:-1]
+        return value[:-1]
     number = hyper.constant if estimator.baseline == "constant" else 0.0
-    return jnp.full_like(given[:-1], number)
+    return jnp.full_like(value[:-1], number)
 
 
 def given_values(
