@@ -30,10 +30,10 @@ class Policy(NamedTuple):
 
 
 class ValueFunction(NamedTuple):
-    """The expected return from an observation on."""
+    """The expected return from an observation on, or from each action there."""
 
     init: Callable[[jax.Array, jax.Array], Params]  # (key, obs [*O]) -> params
-    apply: Callable[[Params, jax.Array], jax.Array]  # (params, obs [*O]) -> []
+    apply: Callable[[Params, jax.Array], jax.Array]  # (params, obs [*O]) -> [], or [A] for actions
 
 
 class Network(nn.Module):
@@ -156,20 +156,31 @@ def mlp_value(
     hidden: Sequence[int] = (64, 64),
     activation: str = "tanh",
     features: Callable[[jax.Array], jax.Array] = ravel,
+    num_actions: int | None = None,
 ) -> ValueFunction:
-    """Multilayer perceptron from features of the observation to a value; linear without hidden."""
-    network = _network(hidden, activation, num_outputs=1)
-    return ValueFunction(
-        init=lambda key, obs: network.init(key, features(obs)),
-        apply=lambda params, obs: network.apply(params, features(obs))[0],
-    )
+    """Multilayer perceptron from features of the observation to a value; linear without hidden.
+
+    With `num_actions`, to the values `[A]` of the actions.
+    """
+    if num_actions is not None:
+        checks.at_least("num_actions", num_actions, 1)
+    network = _network(hidden, activation, num_outputs=num_actions or 1)
+
+    def apply(params, obs):
+        outputs = network.apply(params, features(obs))
+        return outputs[0] if num_actions is None else outputs
+
+    return ValueFunction(init=lambda key, obs: network.init(key, features(obs)), apply=apply)
 
 
-def tabular_value(num_states: int) -> ValueFunction:
-    """A table of values `[S]`, zero at first."""
+def tabular_value(num_states: int, *, num_actions: int | None = None) -> ValueFunction:
+    """A table of values `[S]`, or of the actions' values `[S, A]`, zero at first."""
     checks.at_least("num_states", num_states, 1)
+    if num_actions is not None:
+        checks.at_least("num_actions", num_actions, 1)
+    shape = (num_states,) if num_actions is None else (num_states, num_actions)
     return ValueFunction(
-        init=lambda key, obs: jnp.zeros(num_states),
+        init=lambda key, obs: jnp.zeros(shape),
         apply=lambda params, obs: params[obs],
     )
 
@@ -278,15 +289,23 @@ def make_value(
     *,
     hidden: Sequence[int] = (64, 64),
     activation: str = "tanh",
+    num_actions: int | None = None,
 ) -> ValueFunction:
-    """A value function that fits an environment's observations; arguments as in `make`."""
+    """A value function that fits an environment's observations; arguments as in `make`.
+
+    With `num_actions`, one that values each action.
+    """
     checks.choice("policy", kind, POLICIES)
     obs_space = env.observation_space(env_params)
     if kind == "tabular":
         _check_tabular(env, obs_space)
-        return tabular_value(obs_space.n)
-    hidden = () if kind == "linear" else hidden
-    return mlp_value(hidden=hidden, activation=activation, features=_features(obs_space))
+        return tabular_value(obs_space.n, num_actions=num_actions)
+    return mlp_value(
+        hidden=() if kind == "linear" else hidden,
+        activation=activation,
+        features=_features(obs_space),
+        num_actions=num_actions,
+    )
 
 
 def _network(hidden, activation, num_outputs, num_free=0, free_value=0.0) -> Any:

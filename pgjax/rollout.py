@@ -1,4 +1,4 @@
-"""Episodes of a policy in an environment, many at a time: a row is an episode."""
+"""Many rows of a policy in an environment: whole episodes, or windows of rows that persist."""
 
 from typing import Any, NamedTuple
 
@@ -22,7 +22,17 @@ class Trajectory(NamedTuple):
     terminated: jax.Array  # [N, T] bool, natural end: the future is worth zero
     truncated: jax.Array  # [N, T] bool, cut by a time limit or the window
     mask: jax.Array  # [N, T] one while the row is live
-    final_obs: Any = None  # [N, *O] observation after the last live step
+    final_obs: Any = None  # [N, *O] after the last live step; [N, T, *O] after each, in segments
+
+
+class Rows(NamedTuple):
+    """Where N persistent rows stand between two windows."""
+
+    state: Any  # [N, ...] of the environment
+    obs: jax.Array  # [N, *O]
+    policy_state: Any  # [N, ...] the policy's carry
+    elapsed: jax.Array  # [N] int32, steps since the episode began
+    time: jax.Array  # [] int32, steps since `start`
 
 
 def episodes(
@@ -57,18 +67,118 @@ def episodes(
     """
     checks.at_least("num_episodes", num_episodes, 1)
     checks.at_least("horizon", horizon, 1)
-    step_row = _row_step(env, env_params)
-    act = jax.vmap(policy.step, (None, 0, 0))
+    reset_key, action_key, env_key = jax.random.split(key, 3)
+    step_rows = rows_step(action_key, env_key, env, env_params, policy, params)
 
     def step(carry, time):
         state, obs, policy_state, live = carry
+        next_state, next_obs, policy_state, record = step_rows(time, state, obs, policy_state)
+        window_ends = (time == horizon - 1) & ~record.terminated
+        record = record._replace(truncated=record.truncated | window_ends)
+        ended = record.terminated | record.truncated
+        record = keep(record, jax.tree.map(jnp.zeros_like, record), live)
+        state, obs = keep((next_state, next_obs), (state, obs), live)
+        return (state, obs, policy_state, live & ~ended), record
+
+    obs, state = _reset(reset_key, env, env_params, num_episodes)
+    policy_state = _repeat(policy.initial_state(), num_episodes)
+    carry = (state, obs, policy_state, jnp.ones(num_episodes, bool))
+    (_, final_obs, _, _), records = _scan_while_live(step, carry, horizon)
+    return records._replace(final_obs=final_obs)
+
+
+def start(key: jax.Array, env: Any, env_params: Any, policy: Policy, *, num_rows: int) -> Rows:
+    """Persistent rows at the start of their first episodes, for `segments`.
+
+    Raises:
+      ValueError: `num_rows` below one.
+    """
+    checks.at_least("num_rows", num_rows, 1)
+    obs, state = _reset(key, env, env_params, num_rows)
+    policy_state = _repeat(policy.initial_state(), num_rows)
+    rows = Rows(state, obs, policy_state, jnp.zeros(num_rows, jnp.int32), jnp.int32(0))
+    # Weak types would turn strong in the first window, and the second compile anew.
+    return jax.tree.map(lambda x: x.astype(x.dtype), rows)
+
+
+def segments(
+    key: jax.Array,
+    env: Any,
+    env_params: Any,
+    policy: Policy,
+    params: Params,
+    carry: Rows,
+    *,
+    horizon: int,
+) -> tuple[Trajectory, Rows]:
+    """The next window of rows that persist: where an episode ends, another begins.
+
+    Ends inside a row are marked `terminated`, or `truncated` at the environment's own time limit,
+    and the policy's memory starts afresh after them; the last step of the window is truncated
+    unless terminated. What is drawn depends on the key and on `carry.time` only, so that two
+    windows with one key are one window of twice the length. An episode that a window finds under
+    way counts from the window's first step: gamma^t of the state weighting does too.
+
+    Args:
+      key: typed PRNG key; the same or another for each window.
+      env: a gymnax environment.
+      env_params: its parameters.
+      policy: acts.
+      params: the policy's parameters.
+      carry: from `start`, or from the window before.
+      horizon: steps a window, T.
+
+    Returns:
+      A `Trajectory` of `[N, T, ...]` that is live throughout, whose `final_obs [N, T, *O]` are the
+      true next observations, before any reset; and the rows after it.
+
+    Raises:
+      ValueError: `horizon` below one.
+    """
+    checks.at_least("horizon", horizon, 1)
+    num_rows = len(carry.elapsed)
+    reset_key, action_key, env_key = jax.random.split(key, 3)
+    step_rows = rows_step(action_key, env_key, env, env_params, policy, params)
+    fresh_policy_state = _repeat(policy.initial_state(), num_rows)
+
+    def step(rows, _):
+        *following, record = step_rows(rows.time, rows.state, rows.obs, rows.policy_state)
+        obs, state = _reset(jax.random.fold_in(reset_key, rows.time), env, env_params, num_rows)
+        goes_on = ~(record.terminated | record.truncated)
+        state, obs, policy_state = keep(following, [state, obs, fresh_policy_state], goes_on)
+        elapsed = jnp.where(goes_on, rows.elapsed + 1, 0)
+        record = record._replace(final_obs=following[1].astype(obs.dtype))
+        return Rows(state, obs, policy_state, elapsed, rows.time + 1), record
+
+    rows, records = jax.lax.scan(step, carry, length=horizon)
+    trajectory = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), records)
+    last_cut = trajectory.truncated[:, -1] | ~trajectory.terminated[:, -1]
+    return trajectory._replace(truncated=trajectory.truncated.at[:, -1].set(last_cut)), rows
+
+
+def _reset(key, env, env_params, num_rows):
+    return jax.vmap(env.reset_env, (0, None))(jax.random.split(key, num_rows), env_params)
+
+
+def rows_step(action_key, env_key, env, env_params, policy, params):
+    """One step of all rows, with noise that depends on the time and nothing else.
+
+    Returns:
+      `(time, state, obs, policy_state, first_action=None) -> (state, obs, policy_state, record)`;
+      `first_action`, if given, is taken at time zero.
+    """
+    step_row = jax.vmap(_row_step(env, env_params))
+    act = jax.vmap(policy.step, (None, 0, 0))
+
+    def step(time, state, obs, policy_state, first_action=None):
         policy_state, distribution = act(params, policy_state, obs)
         action = distribution.sample(jax.random.fold_in(action_key, time))
-        env_keys = jax.random.split(jax.random.fold_in(env_key, time), num_episodes)
-        next_obs, next_state, reward, terminated, truncated = jax.vmap(step_row)(
+        if first_action is not None:
+            action = jnp.where(time == 0, first_action, action)
+        env_keys = jax.random.split(jax.random.fold_in(env_key, time), len(obs))
+        next_obs, next_state, reward, terminated, truncated = step_row(
             env_keys, state, distribution, action
         )
-        truncated |= (time == horizon - 1) & ~terminated
         record = Trajectory(
             obs=obs,
             action=action,
@@ -78,17 +188,9 @@ def episodes(
             truncated=truncated,
             mask=jnp.ones_like(reward),
         )
-        record = _keep(record, jax.tree.map(jnp.zeros_like, record), live)
-        state, obs = _keep((next_state, next_obs), (state, obs), live)
-        return (state, obs, policy_state, live & ~(terminated | truncated)), record
+        return next_state, next_obs, policy_state, record
 
-    reset_key, action_key, env_key = jax.random.split(key, 3)
-    reset_keys = jax.random.split(reset_key, num_episodes)
-    obs, state = jax.vmap(env.reset_env, (0, None))(reset_keys, env_params)
-    policy_state = _repeat(policy.initial_state(), num_episodes)
-    carry = (state, obs, policy_state, jnp.ones(num_episodes, bool))
-    (_, final_obs, _, _), records = _scan_while_live(step, carry, horizon)
-    return records._replace(final_obs=final_obs)
+    return step
 
 
 def _row_step(env, env_params):
@@ -139,7 +241,7 @@ def _rows_first(x, horizon):
     return jnp.moveaxis(x.reshape(num_blocks * block, *shape)[:horizon], 1, 0)
 
 
-def _keep(new, old, live):
+def keep(new, old, live):
     """New leaves for live rows, old ones for the others, in the dtypes of the old."""
 
     def choose(new, old):

@@ -1,7 +1,7 @@
 """The one identity: grad E[f(x)] = E[f(x) grad log p(x)], as `jax.grad` of a surrogate."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -13,6 +13,15 @@ Params = Any
 Metrics = dict[str, jax.Array]
 GradientFn = Callable[[jax.Array, Params], tuple[Params, Metrics]]
 """`(key, params) -> (gradient, metrics)`; `gradient` is shaped like `params` and points uphill."""
+
+
+class StatefulGradientFn(NamedTuple):
+    """A gradient that carries something from step to step: environments, a running baseline."""
+
+    init: Callable[[jax.Array, Params], Any]  # (key, params) -> state
+    step: Callable[
+        ..., tuple[Params, Any, Metrics]
+    ]  # (key, params, state) -> (grad, state, metrics)
 
 
 def surrogate(log_prob: jax.Array, weight: jax.Array) -> jax.Array:

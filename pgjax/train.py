@@ -1,22 +1,12 @@
 """Ascending a gradient with optax: `init`, `step` and a scan of steps."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from pgjax.score import GradientFn, Metrics, Params
-
-
-class StatefulGradientFn(NamedTuple):
-    """A gradient that carries something from step to step: environments, a running baseline."""
-
-    init: Callable[[jax.Array, Params], Any]  # (key, params) -> state
-    step: Callable[
-        ..., tuple[Params, Any, Metrics]
-    ]  # (key, params, state) -> (grad, state, metrics)
+from pgjax.score import GradientFn, Metrics, Params, StatefulGradientFn
 
 
 class TrainState(NamedTuple):

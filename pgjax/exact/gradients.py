@@ -85,7 +85,7 @@ def natural_gradient(
     gradient_fn = exact_gradient(mdp, policy, hyper, horizon=horizon)
 
     def natural(key, params):
-        gradient, metrics = gradient_fn(key, params)
+        gradient, metrics = gradient_fn(key, model.precise(params))
         flat, unravel = ravel_pytree(gradient)
         matrix = fisher(mdp, policy, params, hyper, horizon=horizon)
         matrix += damping * jnp.eye(len(flat), dtype=flat.dtype)
@@ -116,7 +116,7 @@ def hessian(
     mdp: MDP, policy: Policy, params: Params, hyper: Hyper, *, horizon: int | None
 ) -> jax.Array:
     """The Hessian of J_gamma in the flattened parameters, `[D, D]`; errors as `expected_return`."""
-    flat, unravel = ravel_pytree(params)
+    flat, unravel = ravel_pytree(model.precise(params))
     objective = lambda flat: values.expected_return(
         mdp, policy, unravel(flat), hyper, horizon=horizon
     )

@@ -73,7 +73,12 @@ def check(mdp: MDP, policy: Policy) -> None:
 
 def log_probs(mdp: MDP, policy: Policy, params: Params) -> jax.Array:
     """log pi(a | s) of every action in every state, `[S, A]`, terminal states included."""
-    return _log_probs(policy, params, observations(mdp), jnp.shape(mdp.transition)[1])
+    return _log_probs(policy, precise(params), observations(mdp), jnp.shape(mdp.transition)[1])
+
+
+def precise(params: Params) -> Params:
+    """Parameters in JAX's widest floats, whatever they were made in."""
+    return jax.tree.map(lambda x: jnp.asarray(x, float), params)
 
 
 def scores(mdp: MDP, policy: Policy, params: Params) -> jax.Array:
@@ -81,7 +86,7 @@ def scores(mdp: MDP, policy: Policy, params: Params) -> jax.Array:
 
     Held in memory whole: S A D numbers.
     """
-    flat, unravel = ravel_pytree(params)
+    flat, unravel = ravel_pytree(precise(params))
 
     def of_state(obs):
         log_prob = lambda flat: _log_probs(policy, unravel(flat), obs[None], num_actions)[0]

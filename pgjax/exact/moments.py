@@ -156,6 +156,7 @@ def all_action_moments(
 def _against_truth(mdp, policy, params, hyper, horizon, mean, trace) -> Moments:
     """Moments with the bias of a mean `[D]` against grad J_gamma."""
     objective = lambda params: values.expected_return(mdp, policy, params, hyper, horizon=horizon)
+    params = model.precise(params)
     mean = ravel_pytree(params)[1](mean)
     return Moments(mean, trace, jax.tree.map(jnp.subtract, mean, jax.grad(objective)(params)))
 

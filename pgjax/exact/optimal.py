@@ -59,11 +59,12 @@ def optimal_baseline(
     """
     checks.choice("depends_on", depends_on, DEPENDS_ON)
     estimator = estimator._replace(baseline="none")
+    checks.choice("form", estimator.form, moments.FORMS)
     moments.check(estimator, hyper, horizon, num_episodes=1)
     given = moments.given_values(mdp, estimator, value, horizon)
     tables = model.build(mdp, policy, params)
     score = model.scores(mdp, policy, params)
-    unravel = ravel_pytree(params)[1]
+    unravel = ravel_pytree(model.precise(params))[1]
     if estimator.form == "total_return":
         if depends_on not in ("nothing", "parameter"):
             raise ValueError(

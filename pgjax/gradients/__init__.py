@@ -1,0 +1,20 @@
+"""Gradients of policies: from trajectories to a gradient, and as a `GradientFn` to train with."""
+
+from pgjax.gradients.all_action import all_action_gradient
+from pgjax.gradients.average_reward import average_reward_gradient, gpomdp
+from pgjax.gradients.chunks import CHUNK_SIZE
+from pgjax.gradients.natural import natural_gradient
+from pgjax.gradients.policy import policy_gradient, trajectory_gradient
+from pgjax.gradients.value import make_steps, values
+
+__all__ = [
+    "CHUNK_SIZE",
+    "all_action_gradient",
+    "average_reward_gradient",
+    "gpomdp",
+    "make_steps",
+    "natural_gradient",
+    "policy_gradient",
+    "trajectory_gradient",
+    "values",
+]

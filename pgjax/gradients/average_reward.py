@@ -1,0 +1,254 @@
+"""Gradients of the average reward, for tasks that go on: windows of persistent rows."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pgjax import baselines, checks, estimators, rollout
+from pgjax.estimators import Estimator, Hyper
+from pgjax.gradients.chunks import CHUNK_SIZE
+from pgjax.gradients.policy import both_parts, check_counts, check_estimator, policy_part
+from pgjax.gradients.value import live_mean
+from pgjax.policies import Policy, ValueFunction
+from pgjax.rollout import Rows, Trajectory
+from pgjax.score import StatefulGradientFn
+
+
+class WindowState(NamedTuple):
+    """What is carried from window to window."""
+
+    rows: Rows
+    eta: jax.Array  # [] running average of the windows' mean reward
+
+
+def average_reward_gradient(
+    env: Any,
+    env_params: Any,
+    policy: Policy,
+    estimator: Estimator,
+    hyper: Hyper,
+    *,
+    num_rows: int,
+    horizon: int,
+    value_function: ValueFunction | None = None,
+    eta_step_size: float = 0.1,
+    renewal: bool = False,
+    chunk_size: int = CHUNK_SIZE,
+) -> StatefulGradientFn:
+    """Gradient of the average reward eta, from windows of persistent rows.
+
+        grad eta = E_mu[ s (r - eta + h(s') - h(s)) ],   s = grad log pi(a | s)
+        g        = 1/(N T) sum_i sum_t s_it Psi_it       with r - eta for the reward, and discount 1
+
+    A mean over steps as well as rows, because the objective is a reward per step. The td residual
+    and GAE are differential ones here, and the value function is the differential value h, which
+    starts afresh from no reference state: only its differences count. Params and gradient are
+    `{"policy": ..., "value": ...}`; the value's part descends 1/2 (h(s_t) - target_t)^2 averaged
+    over steps, as in `policy_gradient`.
+
+    Unbiased if h is exact and the rows are in the stationary distribution mu, at any lambda;
+    biased else. What eta is subtracted does not matter to the policy's part then, as long as it
+    is not of the same window: eta is a running average of the mean rewards of *earlier* windows,
+
+        eta <- eta + eta_step_size (mean reward of the window - eta)
+
+    starting from a first window that `init` plays for nothing else. Errors of eta push the level
+    of h, and over time cancel: by this rule they sum to (eta_last - eta_first) / eta_step_size.
+
+    A task that goes on has no ends, and what to do with one is the user's to say. With
+    `renewal`, an end is a transition of the chain, to the start of the next episode, whose value
+    is bootstrapped: the average is over episodes and what follows them. Without, an end is that
+    of an episode: after `terminated` the differential value is zero, after `truncated` that of the
+    true next observation, and the gradient is that of no average reward unless the metric `ends`
+    stays zero.
+
+    Args:
+      env: a gymnax environment.
+      env_params: its parameters.
+      policy: the policy; of a policy with memory, only the memory of the window is differentiated.
+      estimator: a bootstrapping form, whose windows see beyond their end; any baseline.
+      hyper: discount 1, lambda and the like.
+      num_rows: N.
+      horizon: steps a window, T.
+      value_function: the differential value h.
+      eta_step_size: of the running average.
+      renewal: whether an end is a transition to the next start; for policies without memory.
+      chunk_size: samples whose activations are held at a time.
+
+    Returns:
+      A `StatefulGradientFn`. Metrics, over the window: mean `reward`, the `eta` subtracted,
+      `ends` (how many episodes ended), `env_steps`, `entropy` and `value_loss`.
+
+    Raises:
+      ValueError: counts below one, rates outside [0, 1], a discount other than one, a form that
+        does not bootstrap, no value function, too few rows for the baseline, or renewal with
+        memory.
+
+    Source: Sutton et al. 2000; Sutton & Barto 2018, section 13.6.
+    """
+    checks.choice("form", estimator.form, sorted(estimators.BOOTSTRAPPING))
+    if not checks.is_traced(hyper.discount) and float(hyper.discount) != 1:
+        raise ValueError(f"discount={hyper.discount!r} must be 1: the average reward has none")
+    check_estimator(estimator, hyper, value_function)
+    return _window_gradient(
+        env,
+        env_params,
+        policy,
+        estimator,
+        hyper,
+        num_rows=num_rows,
+        horizon=horizon,
+        value_function=value_function,
+        eta_step_size=eta_step_size,
+        renewal=renewal,
+        chunk_size=chunk_size,
+    )
+
+
+def gpomdp(
+    env: Any,
+    env_params: Any,
+    policy: Policy,
+    *,
+    beta: float,
+    num_rows: int,
+    horizon: int,
+    baseline: str = "none",
+    entropy_cost: float = 0.0,
+    eta_step_size: float = 0.1,
+    renewal: bool = False,
+    chunk_size: int = CHUNK_SIZE,
+) -> StatefulGradientFn:
+    """GPOMDP(beta): the average reward's gradient by an eligibility trace, without any values.
+
+        g = 1/(N T) sum_i sum_t z_it (r_it - eta),   z_it = beta z_{i,t-1} + s_it
+
+    The trace starts at zero in every window, so that summed the other way round it is the
+    reward-to-go at rate beta, 1/(N T) sum_i sum_t s_it sum_{k>=t} beta^(k-t) (r_ik - eta), and is
+    computed so. Biased: in the stationary distribution, and but for the end of the window, its
+    mean is E_mu[s Q_beta] with the values of discount beta, which tends to grad eta as
+    beta -> 1 while the variance grows; the window's end takes O(1 / ((1 - beta) T)) of it. eta is
+    as in `average_reward_gradient`: a constant that lowers the variance and leaves the mean alone.
+
+    Args:
+      env: a gymnax environment; states may be hidden.
+      env_params: its parameters.
+      policy: the policy; params and gradient are its own.
+      beta: decay of the trace, in [0, 1).
+      num_rows: N.
+      horizon: steps a window, T; long against 1 / (1 - beta).
+      baseline: any that needs no value.
+      entropy_cost: weight of the entropy bonus.
+      eta_step_size: of the running average.
+      renewal: whether the trace goes on where an episode ends; otherwise it is cut there.
+      chunk_size: samples whose activations are held at a time.
+
+    Returns:
+      A `StatefulGradientFn`, with the metrics of `average_reward_gradient`.
+
+    Raises:
+      ValueError: counts below one, beta outside [0, 1), an unknown baseline or one that needs
+        values, too few rows for it, or renewal with memory.
+
+    Source: Baxter & Bartlett 2001, "Infinite-Horizon Policy-Gradient Estimation".
+    """
+    checks.within("beta", beta, 0, 1)
+    if not checks.is_traced(beta) and float(beta) == 1:
+        raise ValueError(f"beta={beta!r} must be below 1: the trace has to decay")
+    estimator = estimators.estimator("reward_to_go", baseline, "uniform")
+    hyper = Hyper(discount=beta, entropy_cost=entropy_cost)
+    check_estimator(estimator, hyper, value_function=None)
+    return _window_gradient(
+        env,
+        env_params,
+        policy,
+        estimator,
+        hyper,
+        num_rows=num_rows,
+        horizon=horizon,
+        value_function=None,
+        eta_step_size=eta_step_size,
+        renewal=renewal,
+        chunk_size=chunk_size,
+    )
+
+
+def _window_gradient(
+    env,
+    env_params,
+    policy,
+    estimator,
+    hyper,
+    *,
+    num_rows,
+    horizon,
+    value_function,
+    eta_step_size,
+    renewal,
+    chunk_size,
+) -> StatefulGradientFn:
+    """Weighs the scores of a window by what Psi makes of reward minus eta, step for step."""
+    check_counts(num_rows=num_rows, horizon=horizon, chunk_size=chunk_size)
+    checks.within("eta_step_size", eta_step_size, 0, 1)
+    if estimator.baseline in baselines.COUPLED:
+        reason = f"baseline {estimator.baseline!r} is computed from other rows"
+        checks.at_least("num_rows", num_rows, 2, reason)
+    if renewal and jax.tree.leaves(policy.initial_state()):
+        raise ValueError(f"renewal={renewal} does not go with a policy with memory")
+
+    def play(key, params, rows):
+        own = policy_part(params, value_function)
+        return rollout.segments(key, env, env_params, policy, own, rows, horizon=horizon)
+
+    def init(key, params):
+        start_key, window_key = jax.random.split(key)
+        rows = rollout.start(start_key, env, env_params, policy, num_rows=num_rows)
+        trajectory, rows = play(window_key, params, rows)
+        return WindowState(rows, eta=jnp.mean(trajectory.reward))
+
+    def step(key, params, state):
+        trajectory, rows = play(key, params, state.rows)
+        reward = jnp.mean(trajectory.reward)
+        metrics = {
+            "reward": reward,
+            "eta": state.eta,
+            "ends": _num_ends(trajectory, rows),
+            "env_steps": jnp.int32(trajectory.mask.size),
+            "entropy": -live_mean(trajectory.log_prob, trajectory.mask),
+        }
+        if renewal:
+            trajectory = _one_chain(trajectory, rows)
+        trajectory = trajectory._replace(reward=trajectory.reward - state.eta)
+        gradient, value_metrics = both_parts(
+            params,
+            trajectory,
+            policy,
+            estimator,
+            hyper,
+            value_function,
+            chunk_size,
+            policy_state=state.rows.policy_state,
+        )
+        per_step = jax.tree.map(lambda x: x / horizon, policy_part(gradient, value_function))
+        gradient = per_step if value_function is None else gradient | {"policy": per_step}
+        eta = state.eta + eta_step_size * (reward - state.eta)
+        return gradient, WindowState(rows, eta.astype(state.eta.dtype)), metrics | value_metrics
+
+    return StatefulGradientFn(init, step)
+
+
+def _num_ends(trajectory: Trajectory, rows: Rows) -> jax.Array:
+    """Episodes that ended in a window; its last step is cut whether one ended there or not."""
+    inside = (trajectory.terminated | trajectory.truncated)[:, :-1]
+    return jnp.sum(inside, dtype=jnp.int32) + jnp.sum(rows.elapsed == 0, dtype=jnp.int32)
+
+
+def _one_chain(trajectory: Trajectory, rows: Rows) -> Trajectory:
+    """The window as one stretch of a chain in which the next start follows an end."""
+    nowhere = jnp.zeros_like(trajectory.terminated)
+    return trajectory._replace(
+        terminated=nowhere,
+        truncated=nowhere.at[:, -1].set(True),
+        final_obs=rows.obs,
+    )

@@ -1,0 +1,247 @@
+"""The policy gradient: of given trajectories, and of fresh episodes as a `GradientFn`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pgjax import checks, estimators, rollout, score
+from pgjax.distributions import Distribution
+from pgjax.estimators import Estimator, Hyper
+from pgjax.gradients.chunks import CHUNK_SIZE, accumulate, policy_samples
+from pgjax.gradients.value import live_mean, make_steps, regression, values, visits
+from pgjax.policies import Params, Policy, ValueFunction
+from pgjax.rollout import Trajectory
+from pgjax.score import GradientFn, Metrics
+
+
+def trajectory_gradient(
+    params: Params,
+    trajectory: Trajectory,
+    *,
+    policy: Policy,
+    estimator: Estimator,
+    hyper: Hyper,
+    value: jax.Array | None = None,
+    next_value: jax.Array | None = None,
+    policy_state: Any = None,
+    chunk_size: int = CHUNK_SIZE,
+) -> Params:
+    """The policy gradient of given trajectories.
+
+        g = 1/N sum_i sum_t ( Psi_it grad log pi(a_it | s_it) + c w_it grad H(pi(. | s_it)) )
+
+    Sum over time, mean over rows; c is `hyper.entropy_cost`, w the state weighting. Biased or not
+    as `estimators.is_unbiased` says; with an entropy bonus it is the gradient of no return.
+
+    Args:
+      params: the policy's parameters.
+      trajectory: N rows of T steps.
+      policy: the policy that acted.
+      estimator: form, baseline and state weighting.
+      hyper: discount, lambda and the like.
+      value: `[N, T]` values of the observations; for estimators that read them.
+      next_value: `[N, T]` values of the true next observations; for bootstrapping forms.
+      policy_state: `[N, ...]` carry of a policy with memory before the first step, of rows that
+        did not start there (`Rows.policy_state`); by default the policy's initial state.
+      chunk_size: samples whose activations are held at a time. Only live samples are visited.
+
+    Returns:
+      A gradient shaped like `params`, uphill.
+
+    Raises:
+      ValueError: values that the estimator needs and did not get, rates outside [0, 1], or too
+        few rows.
+    """
+    checks.at_least("chunk_size", chunk_size, 1)
+    estimators.check_hyper(hyper)
+    params, trajectory = jax.tree.map(jnp.asarray, (params, trajectory))
+    steps = make_steps(estimator, trajectory, value, next_value)
+    weight = estimators.psi(estimator, steps, hyper)
+    bonus = entropy_bonus(estimator.state_weighting, trajectory, hyper)
+    return ascent(params, trajectory, weight, bonus, policy, chunk_size, policy_state)
+
+
+def policy_gradient(
+    env: Any,
+    env_params: Any,
+    policy: Policy,
+    estimator: Estimator,
+    hyper: Hyper,
+    *,
+    num_episodes: int,
+    horizon: int,
+    value_function: ValueFunction | None = None,
+    chunk_size: int = CHUNK_SIZE,
+) -> GradientFn:
+    """Policy gradient of fresh episodes, as a `GradientFn`.
+
+    With a value function, params and gradient are `{"policy": ..., "value": ...}`; the value's
+    part descends its own loss, 1/2 (V(s_t) - target_t)^2 averaged over live steps, with the
+    return that the estimator's form credits as target. The two parts share no parameters, and
+    the values that weigh the policy's part are held constant.
+
+    Args:
+      env: a gymnax environment.
+      env_params: its parameters.
+      policy: the policy.
+      estimator: form, baseline and state weighting.
+      hyper: discount, lambda and the like.
+      num_episodes: rows a gradient, N.
+      horizon: steps a row at most, T.
+      value_function: for estimators that need values; with others it is fitted and not used.
+      chunk_size: samples whose activations are held at a time.
+
+    Returns:
+      A `GradientFn`. Metrics, over the episodes: mean `return` and `discounted_return`, mean
+      `episode_length`, `env_steps` (live steps taken), `live_fraction` (of N T), `entropy`
+      (minus the mean log-probability of the actions taken) and `value_loss`.
+
+    Raises:
+      ValueError: counts below one, rates outside [0, 1], too few episodes for the baseline, or
+        an estimator that needs a value function without one.
+    """
+    check_counts(num_episodes=num_episodes, horizon=horizon, chunk_size=chunk_size)
+    check_estimator(estimator, hyper, value_function)
+    estimators.check_rows(estimator, num_episodes)
+
+    def gradient_fn(key, params):
+        trajectory = rollout.episodes(
+            key,
+            env,
+            env_params,
+            policy,
+            policy_part(params, value_function),
+            num_episodes=num_episodes,
+            horizon=horizon,
+        )
+        gradient, metrics = both_parts(
+            params, trajectory, policy, estimator, hyper, value_function, chunk_size
+        )
+        return gradient, episode_metrics(trajectory, hyper) | metrics
+
+    return gradient_fn
+
+
+def policy_part(params: Params, value_function: ValueFunction | None) -> Params:
+    """The policy's own parameters."""
+    return params if value_function is None else params["policy"]
+
+
+def both_parts(
+    params: Params,
+    trajectory: Trajectory,
+    policy: Policy,
+    estimator: Estimator,
+    hyper: Hyper,
+    value_function: ValueFunction | None,
+    chunk_size: int,
+    policy_state: Any = None,
+) -> tuple[Params, Metrics]:
+    """Gradient of given trajectories, with the value's part and loss where there is one."""
+    value = next_value = None
+    if value_function is not None:
+        value, next_value = values(value_function, params["value"], trajectory, chunk_size)
+    steps = make_steps(estimator, trajectory, value, next_value)
+    weight = estimators.psi(estimator, steps, hyper)
+    bonus = entropy_bonus(estimator.state_weighting, trajectory, hyper)
+    own = policy_part(params, value_function)
+    gradient = ascent(own, trajectory, weight, bonus, policy, chunk_size, policy_state)
+    if value_function is None:
+        return gradient, {}
+    target = estimators.value_target(estimator, steps, hyper)
+    predict = lambda params, obs, action: value_function.apply(params, obs)
+    value_gradient = regression(params["value"], trajectory, target, predict, chunk_size)
+    value_loss = 0.5 * live_mean((steps.value - target) ** 2, trajectory.mask)
+    return {"policy": gradient, "value": value_gradient}, {"value_loss": value_loss}
+
+
+def log_prob_taken(distribution: Distribution, action: jax.Array) -> jax.Array:
+    """Log-probability of the action taken."""
+    return distribution.log_prob(action)
+
+
+def ascent(
+    params: Params,
+    trajectory: Trajectory,
+    weight: jax.Array,
+    bonus: jax.Array | None,
+    policy: Policy,
+    chunk_size: int,
+    policy_state: Any = None,
+    scored: Callable[[Distribution, jax.Array], jax.Array] = log_prob_taken,
+) -> Params:
+    """Gradient of 1/N sum_i sum_t (weight_it scored_it + bonus_it H(pi(. | s_it))).
+
+    Args:
+      params: the policy's parameters.
+      trajectory: N rows of T steps.
+      weight: `[N, T, ...]` held constant, zero where the row is not live.
+      bonus: `[N, T]` weight of the entropy, or None.
+      policy: the policy that acted.
+      chunk_size: samples whose activations are held at a time.
+      policy_state: `[N, ...]` where the policy's memory starts; None for its initial state.
+      scored: `(distribution, action)` to what is weighed, shaped like `weight`.
+    """
+    samples, chunks, distributions = policy_samples(
+        policy, trajectory, (weight, bonus), chunk_size, policy_state
+    )
+    num_rows = len(trajectory.mask)
+
+    def objective(params, samples, valid):
+        weight, bonus = samples.extra
+        distribution = distributions(params, samples)
+        share = len(weight) / num_rows  # the surrogate means over the chunk, we over all rows
+        shared = share * expand(valid, weight) * weight
+        uphill = score.surrogate(scored(distribution, samples.action), shared)
+        if bonus is not None:
+            uphill += jnp.sum(expand(valid, bonus) * bonus * distribution.entropy()) / num_rows
+        return uphill
+
+    gradient = lambda samples, valid: jax.grad(objective)(params, samples, valid)
+    return accumulate(gradient, samples, chunks, like=params)
+
+
+def entropy_bonus(state_weighting: str, trajectory: Trajectory, hyper: Hyper) -> jax.Array | None:
+    """Weight of the entropy at each step, `[N, T]`, or None where it is known to be zero."""
+    if not checks.is_traced(hyper.entropy_cost) and float(hyper.entropy_cost) == 0:
+        return None
+    return hyper.entropy_cost * visits(state_weighting, trajectory, hyper)
+
+
+def episode_metrics(trajectory: Trajectory, hyper: Hyper) -> Metrics:
+    """What `policy_gradient` tells of its episodes."""
+    mask, reward = trajectory.mask, trajectory.reward
+    length = jnp.sum(mask, axis=1)
+    discount = jnp.asarray(hyper.discount, reward.dtype) ** jnp.arange(reward.shape[1])
+    return {
+        "return": jnp.mean(jnp.sum(reward, axis=1)),
+        "discounted_return": jnp.mean(reward @ discount),
+        "episode_length": jnp.mean(length),
+        "env_steps": jnp.sum(length.astype(jnp.int32)),
+        "live_fraction": jnp.mean(mask),
+        "entropy": -live_mean(trajectory.log_prob, mask),
+    }
+
+
+def check_counts(**counts: int) -> None:
+    """Raises `ValueError` unless every count is a whole number of at least one."""
+    for argument, count in counts.items():
+        checks.at_least(argument, count, 1)
+
+
+def check_estimator(
+    estimator: Estimator, hyper: Hyper, value_function: ValueFunction | None
+) -> None:
+    """Raises `ValueError` for bad rates, or an estimator that lacks the values it needs."""
+    estimators.check_hyper(hyper)
+    if value_function is None and estimators.needs_value(estimator):
+        raise ValueError(
+            f"form={estimator.form!r} with baseline={estimator.baseline!r} needs a value function"
+        )
+
+
+def expand(x: jax.Array, like: jax.Array) -> jax.Array:
+    """`[B]` with trailing axes of one, to broadcast against `like [B, ...]`."""
+    return x.reshape(x.shape + (1,) * (like.ndim - 1))

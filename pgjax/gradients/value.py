@@ -1,0 +1,113 @@
+"""Values of a trajectory's observations, what Psi may see of them, and the values' own gradient."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from pgjax import estimators
+from pgjax.estimators import Estimator, Hyper, Steps
+from pgjax.gradients.chunks import CHUNK_SIZE, accumulate, evaluate, flatten, live_chunks
+from pgjax.policies import Params, ValueFunction
+from pgjax.rollout import Trajectory
+
+
+def values(
+    value_function: ValueFunction,
+    params: Params,
+    trajectory: Trajectory,
+    chunk_size: int = CHUNK_SIZE,
+) -> tuple[jax.Array, jax.Array]:
+    """Values of the observations and of the true next observations, both `[N, T]`.
+
+    The next observation of a row's last live step is `trajectory.final_obs`, and so is that of
+    every end where rows go on after one: never the observation after the reset. Zero where the
+    row is not live.
+    """
+    live = trajectory.mask > 0
+    dtype = jnp.result_type(trajectory.reward, float)
+    apply = jax.vmap(value_function.apply, (None, 0))
+
+    def value_of(obs, where):
+        value = evaluate(lambda obs: apply(params, obs), flatten(obs), chunks=where)
+        return value.reshape(live.shape).astype(dtype)
+
+    value = value_of(trajectory.obs, live_chunks(live, chunk_size))
+    ends = ~jnp.pad(live[:, 1:], ((0, 0), (0, 1)))
+    if trajectory.final_obs.ndim < trajectory.obs.ndim:
+        last = apply(params, trajectory.final_obs)[:, None].astype(dtype)
+    else:
+        ends |= jnp.logical_or(trajectory.terminated, trajectory.truncated)
+        last = value_of(trajectory.final_obs, live_chunks(live & ends, chunk_size))
+    following = jnp.pad(value[:, 1:], ((0, 0), (0, 1)))
+    next_value = jnp.where(live, jnp.where(ends, last, following), 0)
+    return jax.lax.stop_gradient((value, next_value))
+
+
+def make_steps(
+    estimator: Estimator,
+    trajectory: Trajectory,
+    value: jax.Array | None = None,
+    next_value: jax.Array | None = None,
+) -> Steps:
+    """What Psi may see of a trajectory.
+
+    Raises:
+      ValueError: values that the estimator needs and did not get.
+    """
+    if value is None and estimators.needs_value(estimator):
+        raise ValueError(f"{'+'.join(estimator[:2])} needs value, [N, T]")
+    if next_value is None and estimator.form in estimators.BOOTSTRAPPING:
+        raise ValueError(f"form={estimator.form!r} needs next_value, [N, T]")
+    zeros = jnp.zeros_like(trajectory.reward)
+    return Steps(
+        reward=trajectory.reward,
+        value=zeros if value is None else jnp.asarray(value),
+        next_value=zeros if next_value is None else jnp.asarray(next_value),
+        terminated=trajectory.terminated,
+        boundary=jnp.logical_or(trajectory.terminated, trajectory.truncated),
+        mask=trajectory.mask,
+    )
+
+
+def visits(state_weighting: str, trajectory: Trajectory, hyper: Hyper) -> jax.Array:
+    """How much each step counts, `[N, T]`: its state weight while the row is live, then zero."""
+    weighted = Estimator("reward_to_go", "none", state_weighting)
+    weight = estimators.state_weight(weighted, make_steps(weighted, trajectory), hyper)
+    return (trajectory.mask > 0) * weight
+
+
+def regression(
+    params: Params,
+    trajectory: Trajectory,
+    target: jax.Array,
+    predict: Callable[[Params, jax.Array, jax.Array], jax.Array],
+    chunk_size: int,
+) -> Params:
+    """Gradient that descends half the mean squared error over live steps.
+
+    Args:
+      params: of the predictions.
+      trajectory: where they are made.
+      target: `[N, T]`, held constant.
+      predict: `(params, obs [*O], action) -> []`.
+      chunk_size: samples whose activations are held at a time.
+    """
+    num_live = jnp.maximum(jnp.sum(trajectory.mask), 1)
+    samples = (trajectory.obs, trajectory.action, jax.lax.stop_gradient(target))
+
+    def objective(params, obs, action, target, valid):
+        error = jax.vmap(predict, (None, 0, 0))(params, obs, action) - target
+        return -0.5 * jnp.sum(valid * error**2) / num_live
+
+    return accumulate(
+        lambda chunk, valid: jax.grad(objective)(params, *chunk, valid),
+        jax.tree.map(flatten, samples),
+        live_chunks(trajectory.mask, chunk_size),
+        like=params,
+    )
+
+
+def live_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean over live steps, zero if there are none."""
+    return jnp.sum(jnp.where(mask > 0, x, 0)) / jnp.maximum(jnp.sum(mask), 1)
