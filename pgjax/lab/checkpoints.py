@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,15 @@ def restore(directory: Path, template: Any, identity: str) -> tuple[int, Any] | 
     Raises:
       ValueError: a checkpoint belongs to another run, or none is intact.
     """
-    found = updates(directory)
-    for update in found:
+    newest = next(intact(directory, template, identity), None)
+    if newest is None and updates(directory):
+        raise ValueError(f"no checkpoint in {directory} can be read: all are damaged")
+    return newest
+
+
+def intact(directory: Path, template: Any, identity: str) -> Iterator[tuple[int, Any]]:
+    """Every intact checkpoint, newest first: updates done and the state; see `restore`."""
+    for update in updates(directory):
         folder = directory / str(update)
         seal = _intact_seal(folder)
         if seal is None:
@@ -75,10 +83,7 @@ def restore(directory: Path, template: Any, identity: str) -> tuple[int, Any] | 
         elif seal["identity"] != identity or seal["arrays"] != _describe(template):
             raise ValueError(f"checkpoint {folder} does not belong to this run")
         else:
-            return update, _open(folder, template)
-    if found:
-        raise ValueError(f"no checkpoint in {directory} can be read: all are damaged")
-    return None
+            yield update, _open(folder, template)
 
 
 def _open(folder: Path, template: Any) -> Any:

@@ -1,10 +1,11 @@
-"""The command line: `pgjax train`, `evaluate`, `plot` and `list`.
+"""The command line: `pgjax train`, `evaluate`, `audit`, `plot` and `list`.
 
 Only what parsing needs is imported here; JAX and the environments wait until a command runs.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import gc
 import io
@@ -96,7 +97,13 @@ def _commands(defaults: Config) -> dict[str, Callable[..., int]]:
         stopped = run.follow(ready)
         return 0 if stopped is None else 128 + stopped
 
-    return {"train": train, "evaluate": _evaluate, "plot": _plot, "list": _list}
+    return {
+        "train": train,
+        "evaluate": _evaluate,
+        "audit": _audit,
+        "plot": _plot,
+        "list": _list,
+    }
 
 
 def _parse(commands: dict[str, Callable[..., int]], argv: Sequence[str]) -> Callable[[], int]:
@@ -159,6 +166,62 @@ def _evaluate(
         greedy=greedy,
     )
     print(f"{run}, update {progress.update}: {evaluation.describe(result)}")
+    return 0
+
+
+def _audit(
+    env: str | None = None,
+    estimators: str = "reward_to_go+none,reward_to_go+leave_one_out",
+    checkpoint: Path | None = None,
+    config: Path | None = None,
+    num_episodes: int = 32,
+    replicates: int = 256,
+    reference_replicates: int | None = None,
+    chunk_size: int = 16,
+    value_updates: int = 200,
+    seed: int = 0,
+    output: Path = Path("audit"),
+) -> int:
+    """Measure bias, variance and cost of estimators, along a training run or at its start.
+
+    Args:
+      env: Environment; a run has its own.
+      estimators: Which ones, with commas between: form+baseline or form+baseline+state_weighting.
+        Ratios are to the first.
+      checkpoint: Directory of a run: its start and all checkpoints it kept are audited.
+      config: YAML file for what else there is to choose, without a run.
+      num_episodes: Episodes of one gradient.
+      replicates: Gradients of each estimator at each checkpoint.
+      reference_replicates: Gradients of the unbiased reference where there is no exact one; None
+        takes four times as many.
+      chunk_size: Gradients made side by side.
+      value_updates: Updates that fit values where an estimator needs them and the run has none.
+      seed: Which random numbers; all estimators are given the same.
+      output: Directory for audit.nc and audit.png.
+    """
+    with _refusing():
+        if checkpoint is not None and config is not None:
+            raise ValueError("--checkpoint goes by the run's own config; drop --config")
+        with _without_collection():
+            from pgjax.lab import auditing, directory
+
+            settings = Config() if config is None else configs.load(config)
+            if checkpoint is not None:
+                _, settings = directory.find(checkpoint)
+            if env is not None and checkpoint is not None and env != settings.env:
+                raise ValueError(f"env={env!r} is not that of the run, {settings.env!r}; drop it")
+            settings = dataclasses.replace(settings, env=env or settings.env)
+            choices = auditing.Choices(
+                estimators=tuple(name.strip() for name in estimators.split(",")),
+                num_episodes=num_episodes,
+                num_replicates=replicates,
+                reference_replicates=reference_replicates,
+                chunk_size=chunk_size,
+                value_updates=value_updates,
+                seed=seed,
+            )
+            plan = auditing.plan(settings, checkpoint, choices, output)
+    auditing.carry_out(plan)
     return 0
 
 

@@ -86,6 +86,8 @@ class Config:
     """Updates of one compiled call; records are written after each call."""
     checkpoint_every: int = 10
     """Updates between checkpoints, rounded up to whole calls; the last update always has one."""
+    keep_checkpoints: int = 3
+    """Checkpoints that stay, the newest ones; `pgjax audit` looks at every one of them."""
     name: str | None = None
     """Name of the run's directory; None makes one from the choices and the time."""
     directory: str = "runs"
@@ -185,6 +187,7 @@ _COUNTS = (
     "evaluation_episodes",
     "updates_per_call",
     "checkpoint_every",
+    "keep_checkpoints",
     "n",
 )
 

@@ -31,8 +31,19 @@ class Keys(NamedTuple):
     evaluation: jax.Array
 
 
-def build(config: Config) -> Experiment:
-    """Checks every choice and puts the experiment together.
+class Setting(NamedTuple):
+    """What a run acts in and with, whatever it estimates the gradient by."""
+
+    env: Any
+    env_params: Any
+    policy: policies.Policy
+    value_function: policies.ValueFunction
+    hyper: estimators.Hyper
+    horizon: int
+
+
+def setting(config: Config) -> Setting:
+    """Checks every choice and makes environment, policy and value function.
 
     Raises:
       ValueError: names the argument, its value and what is allowed.
@@ -40,7 +51,6 @@ def build(config: Config) -> Experiment:
     configs.validate(config)
     env, env_params = environments.make(config.env, **config.env_params)
     horizon = _horizon(config, env_params)
-    estimator = estimators.estimator(config.form, config.baseline, config.state_weighting)
     network = {"hidden": config.hidden, "activation": config.activation}
     policy = policies.make(
         config.policy,
@@ -50,15 +60,31 @@ def build(config: Config) -> Experiment:
         initial_log_std=config.initial_log_std,
         **network,
     )
-    value_function = None
-    if estimators.needs_value(estimator):
-        value_function = policies.make_value(config.policy, env, env_params, **network)
+    value_function = policies.make_value(config.policy, env, env_params, **network)
+    return Setting(env, env_params, policy, value_function, _hyper(config), horizon)
+
+
+def blank_observation(env: Any, env_params: Any) -> jax.Array:
+    """Zeros shaped like what the environment shows."""
+    obs, _ = jax.eval_shape(env.reset_env, jax.random.key(0), env_params)
+    return jnp.zeros(obs.shape, obs.dtype)
+
+
+def build(config: Config) -> Experiment:
+    """Checks every choice and puts the experiment together.
+
+    Raises:
+      ValueError: names the argument, its value and what is allowed.
+    """
+    env, env_params, policy, values, hyper, horizon = setting(config)
+    estimator = estimators.estimator(config.form, config.baseline, config.state_weighting)
+    value_function = values if estimators.needs_value(estimator) else None
     gradient_fn = gradients.policy_gradient(
         env,
         env_params,
         policy,
         estimator,
-        _hyper(config),
+        hyper,
         num_episodes=config.num_episodes,
         horizon=horizon,
         value_function=value_function,
@@ -68,7 +94,7 @@ def build(config: Config) -> Experiment:
 
     def init(key: jax.Array) -> TrainState:
         policy_key, value_key, gradient_key = jax.random.split(key, 3)
-        obs = _blank_observation(env, env_params)
+        obs = blank_observation(env, env_params)
         params = policy.init(policy_key, obs)
         if value_function is not None:
             params = {"policy": params, "value": value_function.init(value_key, obs)}
@@ -191,8 +217,3 @@ def _horizon(config: Config, env_params: Any) -> int:
     if limit is None:
         raise ValueError(f"horizon=None must be a number: {config.env} has no time limit")
     return limit
-
-
-def _blank_observation(env: Any, env_params: Any) -> jax.Array:
-    obs, _ = jax.eval_shape(env.reset_env, jax.random.key(0), env_params)
-    return jnp.zeros(obs.shape, obs.dtype)

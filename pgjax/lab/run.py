@@ -130,7 +130,13 @@ def follow(run: Run) -> int | None:
 def identity(config: Config) -> str:
     """Names what a run computes: the same for configs that differ only in names and lengths."""
     what = dataclasses.asdict(config)
-    for field in ("name", "directory", "evaluation_episodes", "checkpoint_every"):
+    for field in (
+        "name",
+        "directory",
+        "evaluation_episodes",
+        "checkpoint_every",
+        "keep_checkpoints",
+    ):
         del what[field]
     if config.schedule == "constant":
         del what["num_updates"]
@@ -271,8 +277,13 @@ def _is_due(config: Config, before: int, after: int) -> bool:
 
 
 def _save(run: Run, progress: Progress) -> None:
-    where = run.directory.checkpoints
-    checkpoints.save(where, progress.update, progress.state, identity(run.config))
+    checkpoints.save(
+        run.directory.checkpoints,
+        progress.update,
+        progress.state,
+        identity(run.config),
+        keep=run.config.keep_checkpoints,
+    )
 
 
 def _report_skipped(run: Run) -> None:

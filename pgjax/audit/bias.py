@@ -1,0 +1,89 @@
+"""Tests that an expected gradient is what it should be."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+ENOUGH = 10
+"""Replicates for each dimension from which on Hotelling's test is used."""
+
+
+class BiasTest(NamedTuple):
+    """The probability of a deviation this large without bias, and the test that says so."""
+
+    p_value: float
+    name: str
+
+
+def hotelling(
+    deviation: np.ndarray,
+    covariance: np.ndarray,
+    *,
+    degrees: float,
+    rounding: float,
+    precision: float,
+) -> BiasTest | None:
+    """Hotelling's test on the numerical range of the covariance.
+
+        T^2 = d' V^+ d,   (nu - k + 1) / (k nu) T^2 ~ F(k, nu - k + 1)
+
+    Shift-invariant logits make V singular. What deviates outside its range deviates in every
+    replicate alike: there it must be zero, up to rounding, or the gradient is biased for certain.
+
+    Args:
+      deviation: d, `[D]`, mean gradient minus reference.
+      covariance: V, `[D, D]`, its covariance.
+      degrees: nu, degrees of freedom of V.
+      rounding: what a coordinate may be off by without meaning anything.
+      precision: machine epsilon of the sums that V was made from.
+
+    Returns:
+      None with fewer than `ENOUGH` replicates for each dimension of the range.
+
+    Source: Hotelling 1931; the exact law is that of Gaussian replicates, others obey it for many.
+    """
+    error = np.sqrt(np.clip(np.diag(covariance), 0, None))
+    varies = error * np.sqrt(degrees + 1) > rounding
+    fixed_is_zero = bool(np.all(np.abs(deviation[~varies]) <= rounding))
+    error, scaled = error[varies], deviation[varies] / error[varies]
+    correlation = covariance[np.ix_(varies, varies)] / (error[:, None] * error[None, :])
+    least = 10 * precision * max(len(error), 1)
+    eigenvalues, vectors = np.linalg.eigh(correlation)
+    inside = eigenvalues > least
+    rank = int(np.sum(inside))
+    if degrees < ENOUGH * rank:
+        return None
+    along = vectors.T @ scaled
+    # Outside, the variance is at most `least`, and nothing larger can be told from rounding.
+    tolerance = 5 * np.sqrt(least) + rounding / np.min(error, initial=np.inf)
+    if not fixed_is_zero or np.any(np.abs(along[~inside]) > tolerance):
+        return BiasTest(0.0, "outside the range of the covariance")
+    if rank == 0:
+        return BiasTest(1.0, "equal up to rounding")
+    squared = np.sum(along[inside] ** 2 / eigenvalues[inside])
+    ratio = (degrees - rank + 1) / (rank * degrees) * squared
+    return BiasTest(float(stats.f.sf(ratio, rank, degrees - rank + 1)), "Hotelling")
+
+
+def holm(deviation: np.ndarray, error: np.ndarray, *, degrees: float, rounding: float) -> BiasTest:
+    """The smallest p-value of the coordinates, corrected for their number.
+
+        p = min(1, D min_i P(|t_nu| > |d_i| / e_i))
+
+    Conservative where coordinates are correlated. Holm's later steps name further coordinates;
+    whether there is any bias is decided by his first.
+
+    Args:
+      deviation: d, `[D]`.
+      error: e, `[D]`, its standard errors.
+      degrees: nu.
+      rounding: what a coordinate may be off by without meaning anything.
+
+    Source: Holm 1979.
+    """
+    beyond = np.where(np.abs(deviation) > rounding, np.abs(deviation), 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scores = np.where(beyond > 0, beyond / error, 0.0)
+    smallest = 2 * stats.t.sf(np.max(scores, initial=0.0), degrees)
+    return BiasTest(float(min(1.0, len(deviation) * smallest)), "Holm")

@@ -1,0 +1,57 @@
+"""Comparison of audits on common random numbers."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from pgjax.audit import intervals
+from pgjax.audit.intervals import Estimate
+from pgjax.audit.measure import Audit, deviation
+from pgjax.audit.moments import moments
+
+
+class Comparison(NamedTuple):
+    """Ratios, first over second, with intervals that know of the common random numbers."""
+
+    trace: Estimate
+    mse: Estimate | None
+    work_env_steps: Estimate | None
+    work_seconds: Estimate
+
+
+def compare(first: Audit, second: Audit) -> Comparison:
+    """Ratios of two audits on common random numbers, first over second.
+
+    Blocks are left out of both at once, so that what the two have in common cancels.
+
+    Raises:
+      ValueError: audits of another key or number of replicates, or at another level.
+    """
+    for what in ("key", "num_replicates"):
+        if getattr(first.blocks, what) != getattr(second.blocks, what):
+            raise ValueError(f"audits can be compared only if they were made with the same {what}")
+    if first.level != second.level:
+        raise ValueError(f"audits have levels {first.level!r} and {second.level!r}")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        one, two = moments(first.blocks), moments(second.blocks)
+        reach = intervals.quantile(first.level, len(one.rows) - 1)
+        ratio, rows = float(np.divide(one.trace, two.trace)), one.log_trace - two.log_trace
+        trace = intervals.log_linear(ratio, rows, reach)
+        mse, work = None, None
+        if first.mse is not None and second.mse is not None:
+            both = _log_mse(first) - _log_mse(second)
+            mse = intervals.log_linear(first.mse.value / second.mse.value, both, reach)
+        if first.env_steps is not None and second.env_steps is not None:
+            both = rows + np.asarray(one.log_env_steps) - np.asarray(two.log_env_steps)
+            steps = first.env_steps.value / second.env_steps.value
+            work = intervals.log_linear(ratio * steps, both, reach)
+        seconds = intervals.product(first.seconds, intervals.inverse(second.seconds))
+        return Comparison(trace, mse, work, intervals.product(trace, seconds))
+
+
+def _log_mse(audit: Audit) -> np.ndarray:
+    """Influences of the audit's own blocks, then of the reference's, on the log of its mse."""
+    found, (difference, rows) = moments(audit.blocks), deviation(audit)
+    linear = 2 * rows @ difference
+    linear[: len(found.rows)] += found.trace * found.log_trace
+    return linear / float(audit.mse or np.nan)

@@ -1,0 +1,318 @@
+"""The audit of a `GradientFn`: what is measured, and how two audits are compared."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from pgjax import checks, cost
+from pgjax.audit import bias, intervals, replicates
+from pgjax.audit.bias import BiasTest
+from pgjax.audit.intervals import Estimate
+from pgjax.audit.moments import Moments, cosine, direction, moments, squared_length
+from pgjax.audit.replicates import Blocks
+from pgjax.score import GradientFn, Params
+
+
+class Audit(NamedTuple):
+    """What is known of a gradient as a random variable; intervals hold the truth at `level`.
+
+    A replicate is one call of the `GradientFn`: for an estimator that couples K episodes, all K.
+    """
+
+    mean: Params
+    """Mean gradient, float64, shaped like the gradient."""
+    standard_error: Params
+    """Of every coordinate of the mean."""
+    trace: Estimate
+    """Trace of the covariance of one replicate."""
+    squared_norm: Estimate
+    """|E g|^2, estimated without bias and therefore possibly negative: |mean|^2 - trace / N."""
+    snr: Estimate
+    """Signal to noise, squared_norm / trace."""
+    cv2: Estimate
+    """Var(q) / trace^2 with q = |g - E g|^2: how hard the trace is to estimate. Its own interval
+    is too short for heavy tails, as the eighth moment is in it."""
+    effective_sample_size: Estimate
+    """N / (1 + cv2): the equal contributions that the trace, a mean of N unequal squared
+    deviations, is worth (Kish); the relative error of the trace is about sqrt(cv2 / N)."""
+    env_steps: Estimate | None
+    """Environment steps a replicate; None where the metrics do not say."""
+    seconds: Estimate
+    """Seconds a replicate on this machine, in chunks of the audit's size."""
+    flops: float | None
+    """Floating-point operations a replicate in such a chunk; None unless asked for."""
+    work_env_steps: Estimate | None
+    """trace x env_steps: variance for a unit of work, lower is better."""
+    work_seconds: Estimate
+    """trace x seconds."""
+    num_replicates: int
+    nonfinite: int
+    """Replicates left out because their gradient was not finite."""
+    level: float
+    blocks: Blocks
+    bias: Params | None = None
+    """mean - reference; this and what follows is None without a reference."""
+    squared_bias: Estimate | None = None
+    """|E g - reference|^2, estimated without bias and therefore possibly negative."""
+    cosine: Estimate | None = None
+    """Of E g to the reference; freed of the noise in |mean|, so that it may exceed one."""
+    mse: Estimate | None = None
+    """Mean squared error of one replicate, trace + squared_bias."""
+    bias_test: BiasTest | None = None
+    """Whether the bias could be chance."""
+    reference: np.ndarray | Blocks | None = None
+
+
+def audit(
+    key: jax.Array,
+    params: Params,
+    gradient_fn: GradientFn,
+    *,
+    reference: Params | Audit | None = None,
+    num_replicates: int,
+    chunk_size: int,
+    level: float = 0.95,
+    count_flops: bool = False,
+) -> Audit:
+    """Measures bias, variance and cost of a gradient.
+
+        g_i = gradient_fn(fold_in(key, i), params),   i = 0 ... N - 1
+        trace = (sum_i |g_i|^2 - N |mean g|^2) / (N - 1)
+
+    Audits with the same key and number of replicates are on common random numbers, and `compare`
+    uses it. Results do not depend on `chunk_size`, beyond rounding and the seconds.
+
+    Args:
+      key: typed PRNG key.
+      params: where the gradient is taken.
+      gradient_fn: what is audited; compiled here, once. It may return a part of the gradient.
+      reference: what the expected gradient should be: exact, shaped like the gradient, or an
+        audit of an independent run, whose own error is carried along. None asks nothing about
+        bias.
+      num_replicates: calls of the gradient, N.
+      chunk_size: calls made side by side; memory grows with it, not with N.
+      level: of the intervals.
+      count_flops: also count floating-point operations, for which one more program is compiled.
+
+    Returns:
+      An `Audit`, on the host.
+
+    Raises:
+      ValueError: fewer than two replicates, a chunk size below one, a level outside (0, 1), or a
+        reference that is not like the gradient.
+
+    Source: Kish 1965 for the effective sample size; Efron and Stein 1981 for the jackknife.
+    """
+    measure = auditor(
+        gradient_fn,
+        num_replicates=num_replicates,
+        chunk_size=chunk_size,
+        level=level,
+        count_flops=count_flops,
+    )
+    return measure(key, params, reference)
+
+
+def auditor(
+    gradient_fn: GradientFn,
+    *,
+    num_replicates: int,
+    chunk_size: int,
+    level: float = 0.95,
+    count_flops: bool = False,
+) -> Callable[..., Audit]:
+    """`(key, params, reference=None) -> Audit`, compiled once for many params; see `audit`."""
+    reason = "an audit needs at least two replicates: variance is their spread"
+    checks.at_least("num_replicates", num_replicates, 2, reason)
+    checks.at_least("chunk_size", chunk_size, 1)
+    if not 0 < level < 1:
+        raise ValueError(f"level={level!r} must lie strictly between 0 and 1")
+    chunk_size = min(chunk_size, num_replicates)
+    stream = replicates.streamer(gradient_fn, num_replicates=num_replicates, chunk_size=chunk_size)
+    chunk = replicates.chunks(gradient_fn, chunk_size)
+
+    def measure(key: jax.Array, params: Params, reference: Any = None) -> Audit:
+        known = _known(reference, jax.eval_shape(gradient_fn, key, params)[0], key)
+        blocks, seconds, like = stream(key, params)
+        if blocks.nonfinite:
+            warnings.warn(
+                f"{blocks.nonfinite} of {num_replicates} gradients were not finite and are left "
+                "out",
+                stacklevel=2,
+            )
+        flops = cost.flops(chunk, key, params, np.int32(0)) / chunk_size if count_flops else None
+        return summarise(like, blocks, known, seconds=seconds, flops=flops, level=level)
+
+    return measure
+
+
+def summarise(
+    like: Params,
+    blocks: Blocks,
+    reference: np.ndarray | Blocks | None = None,
+    *,
+    seconds: Any = (),
+    flops: float | None = None,
+    level: float = 0.95,
+) -> Audit:
+    """The audit that block sums amount to; arithmetic only.
+
+    Args:
+      like: gives the mean and the bias their structure.
+      blocks: sums over the replicates.
+      reference: None, the exact expected gradient `[D]`, or the sums of an independent run.
+      seconds: seconds a replicate, one measurement a chunk.
+      flops: operations a replicate.
+      level: of the intervals.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = moments(blocks)
+        reach = intervals.quantile(level, len(found.log_trace) - 1)
+        trace = intervals.positive(found.trace, found.log_trace, reach)
+        norm = squared_length(found.mean, found, None, reach)
+        snr = intervals.ratio(
+            norm, trace, intervals.correlation(found.along(found.mean), found.log_trace)
+        )
+        cv2 = intervals.positive(found.cv2, found.log_cv2, reach)
+        time_ = intervals.geometric_mean(np.asarray(seconds, np.float64), level)
+        steps, work = None, None
+        if found.env_steps is not None and found.log_env_steps is not None:
+            steps = intervals.positive(found.env_steps, found.log_env_steps, reach)
+            rows = found.log_trace + found.log_env_steps
+            work = intervals.positive(found.trace * found.env_steps, rows, reach)
+        size = found.count
+        result = Audit(
+            mean=_shaped(found.mean, like),
+            standard_error=_shaped(np.sqrt(found.variance / found.count), like),
+            trace=trace,
+            squared_norm=norm,
+            snr=snr,
+            cv2=cv2,
+            effective_sample_size=Estimate(*(size / (1 + x) for x in (cv2[0], cv2[2], cv2[1]))),
+            env_steps=steps,
+            seconds=time_,
+            flops=flops,
+            work_env_steps=work,
+            work_seconds=intervals.product(trace, time_),
+            num_replicates=blocks.num_replicates,
+            nonfinite=blocks.nonfinite,
+            level=level,
+            blocks=blocks,
+        )
+        return result if reference is None else _judged(result, found, reference, like, reach)
+
+
+def mean_squared_error(audit: Audit, num_averaged: int = 1) -> Estimate:
+    """Mean squared error when so many independent replicates are averaged.
+
+        trace / num_averaged + squared_bias
+
+    Raises:
+      ValueError: `num_averaged` < 1, or an audit without a reference.
+    """
+    checks.at_least("num_averaged", num_averaged, 1)
+    if audit.squared_bias is None:
+        raise ValueError("the mean squared error needs an audit with a reference")
+    found = moments(audit.blocks)
+    difference, rows = deviation(audit)
+    along = rows[: len(found.rows)] @ direction(difference)
+    trace = Estimate(*(x / num_averaged for x in audit.trace))
+    squared = audit.squared_bias
+    return intervals.combined(
+        trace.value + squared.value,
+        (trace.value - trace.low, squared.value - squared.low),
+        (trace.high - trace.value, squared.high - squared.value),
+        intervals.correlation(along, found.log_trace),
+    )
+
+
+def deviation(audit: Audit) -> tuple[np.ndarray, np.ndarray]:
+    """Mean minus reference `[D]`, and the influences on it `[B, D]`, the audit's own first.
+
+    Raises:
+      ValueError: an audit without a reference.
+    """
+    found, reference = moments(audit.blocks), audit.reference
+    if reference is None:
+        raise ValueError("the mean squared error needs an audit with a reference")
+    if isinstance(reference, Blocks):
+        other = moments(reference)
+        return found.mean - other.mean, np.concatenate([found.rows, -other.rows])
+    return found.mean - reference, found.rows
+
+
+def _judged(
+    result: Audit, found: Moments, reference: np.ndarray | Blocks, like: Params, reach: float
+) -> Audit:
+    """The audit with all that a reference adds."""
+    if isinstance(reference, Blocks):
+        other = moments(reference)
+        truth = other.mean
+    else:
+        other, truth = None, reference
+    difference = found.mean - truth
+    result = result._replace(
+        bias=_shaped(difference, like),
+        squared_bias=squared_length(difference, found, other, reach),
+        cosine=cosine(found, other, truth, reach),
+        reference=reference,
+    )
+    sides = [(result.blocks, found)]
+    if isinstance(reference, Blocks) and other is not None:
+        sides.append((reference, other))
+    tested = _test(sides, difference)
+    return result._replace(bias_test=tested, mse=mean_squared_error(result))
+
+
+def _test(sides: list[tuple[Blocks, Moments]], difference: np.ndarray) -> BiasTest:
+    """Hotelling's test where all of the covariance is known well enough, else Holm's."""
+    if not np.all(np.isfinite(difference)):
+        return BiasTest(np.nan, "none: no finite mean")
+    degrees = min(side.count for _, side in sides) - 1
+    precision = max(blocks.precision for blocks, _ in sides)
+    rounding = 100 * precision * max(blocks.unit for blocks, _ in sides)
+    whole = [side.covariance / side.count for _, side in sides if side.covariance is not None]
+    if len(whole) == len(sides):
+        covariance = np.sum(whole, axis=0)
+        tested = bias.hotelling(
+            difference, covariance, degrees=degrees, rounding=rounding, precision=precision
+        )
+        if tested is not None:
+            return tested
+    error = np.sqrt(np.sum([side.variance / side.count for _, side in sides], axis=0))
+    return bias.holm(difference, error, degrees=degrees, rounding=rounding)
+
+
+def _known(reference: Any, like: Params, key: jax.Array) -> np.ndarray | Blocks | None:
+    """The reference as what `summarise` takes, if it fits."""
+    if reference is None:
+        return None
+    if isinstance(reference, Audit):
+        if reference.blocks.key == replicates.identity(key):
+            raise ValueError("reference is not independent: it was audited with the same key")
+        mean, known = reference.mean, reference.blocks
+    else:
+        mean, known = reference, None
+    wanted, found = _describe(like), _describe(mean)
+    if found != wanted:
+        raise ValueError(f"reference has {found}; the gradient has {wanted}")
+    if known is None:
+        leaves = [np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(reference)]
+        known = np.concatenate(leaves)
+    return known
+
+
+def _describe(tree: Any) -> str:
+    return str(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), bool), tree))
+
+
+def _shaped(flat: np.ndarray, like: Params) -> Params:
+    """A flat vector with the structure of a gradient, in float64."""
+    leaves, structure = jax.tree.flatten(like)
+    ends = np.cumsum([np.size(leaf) for leaf in leaves])
+    parts = np.split(flat, ends[:-1])
+    shaped = [part.reshape(np.shape(leaf)) for part, leaf in zip(parts, leaves, strict=True)]
+    return jax.tree.unflatten(structure, shaped)

@@ -1,0 +1,183 @@
+"""Replicates of a gradient, streamed through one compiled program into sums over blocks."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from pgjax.score import GradientFn, Params
+
+BLOCKS = 64
+"""Blocks the replicates are cut into, for the jackknife."""
+
+PILOT = 64
+"""Replicates that choose the origin and the unit of the sums."""
+
+WHOLE_COVARIANCE = 100
+"""Parameters up to which the whole covariance is kept, not only its diagonal."""
+
+
+class Sums(NamedTuple):
+    """Sums over the finite replicates of each block, of x = (gradient - pilot) / unit."""
+
+    count: Any  # [B]
+    x: Any  # [B, D]
+    square: Any  # [B] |x|^2
+    fourth: Any  # [B] |x|^4
+    weighted: Any  # [B, D] |x|^2 x
+    env_steps: Any  # [B]; None where the metrics do not say
+
+
+class Blocks(NamedTuple):
+    """All that is kept of the replicates, on the host."""
+
+    sums: Sums
+    scatter: np.ndarray  # [D, D] sum of x x', or its diagonal [D]
+    pilot: np.ndarray  # [D]
+    unit: float
+    precision: float  # machine epsilon of the gradients
+    num_replicates: int  # those asked for
+    nonfinite: int  # those left out
+    key: tuple[int, ...]
+
+
+class Replicates(NamedTuple):
+    """What running the replicates gave."""
+
+    blocks: Blocks
+    seconds: list[float]  # a replicate, one measurement a chunk
+    like: Params  # shapes of one gradient
+
+
+def streamer(
+    gradient_fn: GradientFn, *, num_replicates: int, chunk_size: int
+) -> Callable[[jax.Array, Params], Replicates]:
+    """`(key, params) -> Replicates`: calls with the keys fold_in(key, i), i = 0 ... N - 1.
+
+    A first pass over a few replicates finds where their mean is and how long they are: sums of
+    fourth powers about it, in that unit, neither cancel nor overflow, in float32 too. It also
+    compiles the program, so that what is timed afterwards is the program alone.
+
+    Args:
+      gradient_fn: compiled once, at the first call.
+      num_replicates: N.
+      chunk_size: replicates side by side, C.
+    """
+    chunk = chunks(gradient_fn, chunk_size)
+    program = adding(chunk, num_replicates)
+
+    def run(key, params, limit, size, origin):
+        state, seconds = blank(num_replicates, size), []
+        for start in range(0, limit, chunk_size):
+            begun = time.perf_counter()
+            state = program(state, key, params, jnp.int32(start), jnp.int32(limit), origin)
+            state = jax.block_until_ready(state)
+            seconds.append((time.perf_counter() - begun) / chunk_size)
+        return state, seconds
+
+    def stream(key, params):
+        params = jax.tree.map(jnp.asarray, params)
+        _, rows, metrics = jax.eval_shape(chunk, key, params, jnp.int32(0))
+        like, _ = jax.eval_shape(gradient_fn, key, params)
+        size = rows.shape[1]
+        (first, *_), _ = run(key, params, min(num_replicates, PILOT), size, nowhere(size))
+        pilot, unit = origin = _origin(first)
+        state, seconds = run(key, params, num_replicates, size, origin)
+        sums, scatter, nonfinite = jax.tree.map(lambda x: np.asarray(x, np.float64), state)
+        blocks = Blocks(
+            sums=sums if "env_steps" in metrics else sums._replace(env_steps=None),
+            scatter=scatter,
+            pilot=np.asarray(pilot, np.float64),
+            unit=float(unit),
+            precision=float(jnp.finfo(rows.dtype).eps),
+            num_replicates=num_replicates,
+            nonfinite=int(nonfinite),
+            key=identity(key),
+        )
+        return Replicates(blocks, seconds, like)
+
+    return stream
+
+
+def adding(chunk: Callable[..., Any], num_replicates: int) -> Any:
+    """`(state, key, params, start, limit, origin) -> state`, the one program of an audit.
+
+    An audit measures a compiled program, so that it has to compile it.
+    """
+    first = starts(num_replicates)
+
+    def add(state, key, params, start, limit, origin):
+        index, gradient, metrics = chunk(key, params, start)
+        return _add(state, index, gradient, metrics, limit, origin, jnp.asarray(first))
+
+    return jax.jit(add, donate_argnums=0)
+
+
+def starts(num_replicates: int) -> np.ndarray:
+    """The first replicate of each block: replicate i belongs to block floor(i B / N)."""
+    num_blocks = min(num_replicates, BLOCKS)
+    return -(-np.arange(num_blocks) * num_replicates // num_blocks)
+
+
+def identity(key: jax.Array) -> tuple[int, ...]:
+    """What two keys share if they are the same."""
+    return tuple(np.ravel(jax.random.key_data(key)).tolist())
+
+
+def chunks(gradient_fn: GradientFn, chunk_size: int) -> Callable[..., Any]:
+    """`(key, params, start) -> (index [C], gradients [C, D], metrics)`."""
+
+    def chunk(key, params, start):
+        index = start + jnp.arange(chunk_size, dtype=jnp.int32)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        gradient, metrics = jax.vmap(gradient_fn, (0, None))(keys, params)
+        return index, jax.vmap(lambda x: ravel_pytree(x)[0])(gradient), metrics
+
+    return chunk
+
+
+def blank(num_replicates: int, size: int) -> tuple[Sums, jax.Array, jax.Array]:
+    """Sums over nothing yet, and the number of gradients left out."""
+    zeros = lambda *shape: jnp.zeros(shape, float)
+    shapes = Sums((), (size,), (), (), (size,), ())
+    sums = Sums(*(zeros(len(starts(num_replicates)), *shape) for shape in shapes))
+    scatter = zeros(size, size) if size <= WHOLE_COVARIANCE else zeros(size)
+    return sums, scatter, jnp.zeros((), jnp.int32)
+
+
+def nowhere(size: int) -> tuple[jax.Array, jax.Array]:
+    """The origin and the unit before anything is known."""
+    return jnp.zeros(size, float), jnp.ones((), float)
+
+
+def _origin(sums: Sums) -> tuple[jax.Array, jax.Array]:
+    """Mean and root mean square of the replicates summed, about zero and in units of one."""
+    count = jnp.maximum(jnp.sum(sums.count), 1)
+    unit = jnp.sqrt(jnp.sum(sums.square) / count)
+    unit = jnp.where(jnp.isfinite(unit) & (unit > 0), unit, 1)
+    return jnp.sum(sums.x, axis=0) / count, unit
+
+
+def _add(state, index, gradient, metrics, limit, origin, first):
+    """Adds a chunk of gradients `[C, D]`, as far as their index is below the limit."""
+    sums, scatter, nonfinite = state
+    pilot, unit = origin
+    inside = index < limit
+    finite = jnp.all(jnp.isfinite(gradient), axis=1)
+    kept = (inside & finite).astype(unit.dtype)
+    x = (gradient.astype(unit.dtype) - pilot[None, :]) / unit
+    x = jnp.where(kept[:, None] > 0, x, 0)
+    square = jnp.sum(x**2, axis=1)
+    steps = jnp.asarray(metrics.get("env_steps", jnp.zeros(len(index))), unit.dtype)
+    new = Sums(kept, x, square, square**2, square[:, None] * x, kept * steps)
+    block = jnp.searchsorted(first, index, side="right") - 1
+    sums = jax.tree.map(lambda total, part: total.at[block].add(part), sums, new)
+    if scatter.ndim == 2:
+        scatter += jnp.matmul(x.T, x, precision="highest")
+    else:
+        scatter += jnp.sum(x**2, axis=0)
+    return sums, scatter, nonfinite + jnp.sum(inside & ~finite, dtype=jnp.int32)

@@ -1,0 +1,76 @@
+"""The figure of an audit along training."""
+
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator
+
+from pgjax.lab.plots import COLOURS
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def along_training(data: xr.Dataset, output: Path) -> None:
+    """Draws variance and signal-to-noise ratio against environment steps, with intervals.
+
+    Args:
+      data: what `auditing` measured, over estimator, update and bound.
+      output: the figure; its suffix chooses the format.
+    """
+    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
+    variance, snr = figure.subplots(1, 2)
+    _draw(variance, data, "trace")
+    _draw(snr, data, "snr")
+    variance.set_ylabel("variance of one gradient (trace)")
+    variance.set_yscale("log")
+    snr.set_ylabel("signal to noise, |E g|$^2$ / variance")
+    # Signals fall by orders of magnitude, and the estimate of a small one is as often negative.
+    if float(data["snr"].sel(bound="low").min()) > 0:
+        snr.set_yscale("log")
+    else:
+        smallest = float(np.abs(data["snr"].sel(bound="value")).min())
+        snr.set_yscale("symlog", linthresh=max(smallest, 1e-6))
+        snr.axhline(0, color="grey", linewidth=0.8)
+    figure.legend(
+        *variance.get_legend_handles_labels(),
+        loc="outside upper center",
+        ncols=min(3, len(data["estimator"])),
+        frameon=False,
+        fontsize="small",
+    )
+    part = output.with_name(f".part-{output.name}")
+    try:
+        figure.savefig(part, dpi=150)
+        part.replace(output)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _draw(axes: Axes, data: xr.Dataset, name: str) -> None:
+    env_steps = data["env_steps"].values
+    # Side by side: intervals at the same checkpoint would hide one another.
+    apart = 0.012 * max(float(np.ptp(env_steps)), 1.0)
+    middle = (len(data["estimator"]) - 1) / 2
+    for index, estimator in enumerate(data["estimator"].values):
+        at = data.sel(estimator=estimator)
+        value, low, high = (at[name].sel(bound=bound).values for bound in ("value", "low", "high"))
+        verdict = "unbiased" if bool(at["unbiased"]) else "biased"
+        axes.errorbar(
+            env_steps + apart * (index - middle),
+            value,
+            np.nan_to_num([value - low, high - value], posinf=0.0).clip(0),
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=4,
+            linewidth=1.2,
+            capsize=2,
+            label=f"{estimator} ({verdict})",
+        )
+    axes.set_xlabel("environment steps of training")
+    several = MaxNLocator(5) if len(env_steps) > 1 else FixedLocator(env_steps.tolist())
+    axes.xaxis.set_major_locator(several)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)

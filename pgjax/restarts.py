@@ -1,0 +1,154 @@
+"""States met along episodes, and what follows when an episode is restarted from one.
+
+A gymnax state is a value: it can be kept, copied and continued as often as one likes, which makes
+nested expectations, over what follows a state and an action, something to be sampled.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from pgjax import batching, checks, rollout
+from pgjax.policies import Params, Policy
+
+
+class Visits(NamedTuple):
+    """One step of each of N episodes, with the state to restart from."""
+
+    state: Any  # [N, ...] of the environment
+    obs: jax.Array  # [N, *O]
+    time: jax.Array  # [N] int32
+    weight: jax.Array  # [N] sum of the weights of the episode's steps
+
+
+def visit(
+    key: jax.Array,
+    env: Any,
+    env_params: Any,
+    policy: Policy,
+    params: Params,
+    weights: jax.Array,
+    *,
+    num_episodes: int,
+) -> Visits:
+    """One step of each episode, drawn in proportion to a weight of its time.
+
+        E[sum_t w_t f(t, s_t)] = E[W f(tau, s_tau)],   P(tau = t) = w_t / W,   W = sum_t w_t
+
+    The sums go over the steps of an episode. One state an episode is held, by reservoir sampling,
+    and rows are independent.
+
+    Args:
+      key: typed PRNG key.
+      env: a gymnax environment.
+      env_params: its parameters.
+      policy: acts; without memory.
+      params: its parameters.
+      weights: `[T]` not negative, the first positive.
+      num_episodes: rows, N.
+
+    Raises:
+      ValueError: no episodes, or a policy with memory.
+
+    Source: Chao 1982, "A general purpose unequal probability sampling plan".
+    """
+    checks.at_least("num_episodes", num_episodes, 1)
+    check_memoryless(policy)
+    reset_key, step_key, keep_key = jax.random.split(key, 3)
+    advance = _advance(step_key, env, env_params, policy, params)
+    reset_keys = jax.random.split(reset_key, num_episodes)
+    obs, state = jax.vmap(env.reset_env, (0, None))(reset_keys, env_params)
+    live = jnp.ones(num_episodes, bool)
+    start = Visits(
+        state, obs, jnp.zeros(num_episodes, jnp.int32), jnp.zeros_like(weights, shape=live.shape)
+    )
+
+    def go_on(loop):
+        time, _, live, _ = loop
+        return (time < len(weights)) & batching.any_of_all(live)
+
+    def step(loop):
+        time, (state, obs), live, kept = loop
+        total = kept.weight + jnp.where(live, weights[time], 0)
+        chance = jax.random.uniform(jax.random.fold_in(keep_key, time), live.shape, total.dtype)
+        take = live & (chance * total < weights[time])
+        now = Visits(state, obs, jnp.full_like(kept.time, time), total)
+        kept = rollout.keep(now, kept, take)._replace(weight=total)
+        state, obs, record = advance(time, state, obs, live)
+        live &= ~(record.terminated | record.truncated)
+        return time + 1, (state, obs), live, kept
+
+    *_, kept = jax.lax.while_loop(go_on, step, (jnp.int32(0), (state, obs), live, start))
+    return kept
+
+
+def continuations(
+    key: jax.Array,
+    env: Any,
+    env_params: Any,
+    policy: Policy,
+    params: Params,
+    visits: Visits,
+    action: jax.Array,
+    *,
+    discount: ArrayLike,
+    horizon: int,
+) -> jax.Array:
+    """Return from a step on, given its state and its action: one fresh sample a row.
+
+        G = sum_{k >= 0} gamma^k r_{t+k},   s_t and a_t given, up to the end or step T
+
+    Args:
+      key: typed PRNG key; another one gives an independent sample.
+      env: a gymnax environment.
+      env_params: its parameters.
+      policy: acts from the second step on.
+      params: its parameters.
+      visits: where to restart.
+      action: `[N, ...]` the first action, as the policy's distribution samples it.
+      discount: gamma.
+      horizon: T, counted from the start of the episode.
+
+    Returns:
+      `[N]` returns.
+    """
+    advance = _advance(key, env, env_params, policy, params)
+
+    def go_on(loop):
+        *_, live, _ = loop
+        return batching.any_of_all(live)
+
+    def step(loop):
+        elapsed, state, obs, live, total = loop
+        state, obs, record = advance(elapsed, state, obs, live, action)
+        gain = jnp.asarray(discount, total.dtype) ** elapsed * record.reward
+        total += jnp.where(live, gain, 0)
+        live &= ~(record.terminated | record.truncated)
+        live &= visits.time + elapsed + 1 < horizon
+        return elapsed + 1, state, obs, live, total
+
+    live = visits.time < horizon
+    blank = jnp.zeros(live.shape, jnp.result_type(float))
+    start = (jnp.int32(0), visits.state, visits.obs, live, blank)
+    return jax.lax.while_loop(go_on, step, start)[-1]
+
+
+def check_memoryless(policy: Policy) -> None:
+    """Refuses policies with memory, which a state of the environment does not restore."""
+    if jax.tree.leaves(policy.initial_state()):
+        raise ValueError("policy has a memory, and restarts need a policy without one")
+
+
+def _advance(key, env, env_params, policy, params):
+    """A step of live rows; the others stay. The first action may be given."""
+    action_key, env_key = jax.random.split(key)
+    step_rows = rollout.rows_step(action_key, env_key, env, env_params, policy, params)
+
+    def advance(time, state, obs, live, first_action=None):
+        next_state, next_obs, _, record = step_rows(time, state, obs, (), first_action)
+        state, obs = rollout.keep((next_state, next_obs), (state, obs), live)
+        return state, obs, record
+
+    return advance
