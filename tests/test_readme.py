@@ -31,6 +31,20 @@ def test_one_operator_example_finds_both_optima(capsys):
     assert [float(x) for x in found] == pytest.approx([1.5, 2.0], abs=0.1)
 
 
+def test_oracle_example_shows_an_unbiased_pair_and_less_variance(capsys):
+    run(EXAMPLES[2])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (_, plain, error), (_, coupled, other_error) = lines
+    assert float(coupled) < float(plain)
+    assert float(error) < 1e-12 and float(other_error) < 1e-12
+
+
+def test_every_study_is_named():
+    for path in results_table.HERE.glob("*.py"):
+        if "report.main(" in path.read_text():
+            assert f"| `{path.stem}` |" in README
+
+
 @pytest.mark.parametrize("registry", [estimators.FORMS, estimators.BASELINES])
 def test_tables_name_every_choice(registry):
     for name in registry:

@@ -16,7 +16,7 @@ FALSE_ALARM = 1e-5
 
 
 def bandit_walk():
-    """Two live states that look alike, three actions, and rewards that the order of time matters to.
+    """Two live states that look alike, three actions, and rewards that differ from step to step.
 
     Every label that says biased is wrong by much here: late rewards are large and negative, values
     are far off, and returns have little spread.
