@@ -4,6 +4,7 @@ from pgjax.gradients.all_action import all_action_gradient
 from pgjax.gradients.average_reward import average_reward_gradient, gpomdp
 from pgjax.gradients.chunks import CHUNK_SIZE
 from pgjax.gradients.natural import natural_gradient
+from pgjax.gradients.norms import squared_norms
 from pgjax.gradients.policy import policy_gradient, trajectory_gradient
 from pgjax.gradients.value import make_steps, values
 
@@ -15,6 +16,7 @@ __all__ = [
     "make_steps",
     "natural_gradient",
     "policy_gradient",
+    "squared_norms",
     "trajectory_gradient",
     "values",
 ]

@@ -103,7 +103,7 @@ def policy_samples(
         extra=extra,
     )
     if jax.tree.leaves(samples.policy_state):
-        fill = lambda tree: jax.tree.map(lambda x: _repeat_first(x, live), tree)
+        fill = lambda tree: jax.tree.map(lambda x: repeat_first(x, live), tree)
         samples = samples._replace(obs=fill(samples.obs), action=fill(samples.action))
         chunks = live_chunks(live[:, 0], max(1, chunk_size // live.shape[1]))
         unroll = jax.vmap(policy.unroll, (None, 0, 0, 0))
@@ -127,6 +127,6 @@ def _take(samples, index):
     return jax.tree.map(lambda x: x[index], samples)
 
 
-def _repeat_first(x, live):
+def repeat_first(x, live):
     """Fills dead steps with the row's first, so that their log-probabilities are finite."""
     return jnp.where(live.reshape(live.shape + (1,) * (x.ndim - 2)), x, x[:, :1])

@@ -1,5 +1,6 @@
 """The linear-quadratic oracle against moments carried forward, tensor quadrature and sampling."""
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -155,11 +156,16 @@ def test_average_reward_is_the_limit_of_discounted_returns():
     np.testing.assert_allclose(error[1:] / error[:-1], 0.1, rtol=1e-2)
 
 
+def value_functions(case, horizon):
+    run = lambda params: exact.values(case.system, case.policy, params, HYPER, horizon=horizon)
+    return jax.tree.map(np.asarray, jax.jit(run)(case.params))
+
+
 @pytest.mark.parametrize("horizon", [4, None])
 def test_values_are_returns_from_where_one_stands(horizon):
     case, system = LARGE, LARGE.system
     steps = 400 if horizon is None else horizon
-    found = exact.values(system, case.policy, case.params, HYPER, horizon=horizon)
+    found = value_functions(case, horizon)
     if horizon is None:
         found = jax.tree.map(lambda x: x[None], found)
     rng = np.random.default_rng(1)
@@ -174,9 +180,7 @@ def test_values_are_returns_from_where_one_stands(horizon):
         expected = reward + HYPER.discount * later
         np.testing.assert_allclose(q(np.append(state, action)), expected, rtol=1e-10)
     if horizon is not None:
-        assert_trees_close(
-            jax.tree.map(lambda x: x[-1], found.state), exact.Quadratic(0.0, 0.0, 0.0)
-        )
+        assert all(np.all(x[-1] == 0) for x in found.state)
 
 
 def test_gradient_vanishes_at_the_riccati_gain():
@@ -221,9 +225,10 @@ def test_divergence_is_nan_where_parameters_are_traced():
 
 def test_in_float32():
     with jax.enable_x64(False):
-        gradient_fn = exact.exact_gradient(LARGE.system, LARGE.policy, HYPER, horizon=None)
-        _, metrics = gradient_fn(None, LARGE.params)
-    found = metrics["expected_return"]
+        run = lambda params: exact.expected_return(
+            LARGE.system, LARGE.policy, params, HYPER, horizon=None
+        )
+        found = jax.jit(run)(LARGE.params)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, discounted(mean_rewards(LARGE, 400)), rtol=1e-5)
 
@@ -256,6 +261,7 @@ def worst_z(samples, truth):
     return np.max(np.abs(samples.mean(0) - truth) / (samples.std(0) / len(samples) ** 0.5))
 
 
+@pytest.mark.slow
 def test_sampled_gradients_and_returns_agree():
     case, horizon = problem(2, 2), 5
     samples = sampled(case, horizon)
@@ -307,10 +313,18 @@ def score(case, state, noise):
     return np.concatenate([kernel.reshape(*kernel.shape[:-2], -1), slope, noise**2 - 1], axis=-1)
 
 
-def quadrature_decomposition(case, horizon, values=None):
-    """The three parts from one tensor of all noise variables of an episode, exact to rounding.
+def chances(horizon, state_weighting):
+    """How likely the step is drawn from each time, [T]."""
+    weights = HYPER.discount ** np.arange(horizon)
+    weights = weights if state_weighting == "discounted" else np.ones(horizon)
+    return weights / weights.sum()
 
-    Nothing is conditioned on s_t: the variables before a_t say no more of what follows than it.
+
+def quadrature_decomposition(case, horizon, state_weighting, values=None):
+    """The three parts, and the whole, from one tensor of all noise variables of an episode.
+
+    Exact to rounding. Nothing is conditioned on s_t: the variables before a_t say no more of what
+    follows than it.
     """
     num_actions, num_states = case.gain.shape
     nodes, weights = np.polynomial.hermite_e.hermegauss(5)
@@ -335,33 +349,30 @@ def quadrature_decomposition(case, horizon, values=None):
     def mean_over_last(x, number):
         """Means over the last `number` of the variables that are left."""
         for _ in range(number):
-            left = x.ndim - 1
-            x = np.einsum("...id,i->...d", x, weights) if left else x
+            x = np.einsum("...id,i->...d", x, weights)
         return x
 
     initial = np.linalg.cholesky(case.system.initial_covariance)
     state = case.system.initial_mean + variables(range(num_states), num_states) @ initial.T
     rolled = roll(case, state, noise_at, shock_at, horizon)
-    parts = []
-    for t in range(horizon):
+    square = lambda x: mean_over_last(np.sum(x**2, -1, keepdims=True), x.ndim - 1)[0]
+    sizes, overall = np.zeros(3), 0.0
+    for t, chance in enumerate(chances(horizon, state_weighting)):
         scores = score(case, rolled.states[t], rolled.noises[t])
         baseline = 0.0 if values is None else values(t, rolled.states[t])
         estimate = (to_go(rolled.rewards, t) - baseline)[..., None] * scores
         before = (t + 1) * num_states + t * num_actions
-        after = num - before - num_actions
-        given_action = mean_over_last(estimate, after)
+        given_action = mean_over_last(estimate, num - before - num_actions)
         given_state = mean_over_last(given_action, num_actions)
-        overall = mean_over_last(given_state, before)
-        square = lambda x: mean_over_last(np.sum(x**2, -1, keepdims=True), x.ndim - 1)[0]
-        sizes = [square(x) for x in (estimate, given_action, given_state, overall)]
-        parts.append([*(-np.diff(sizes)), sizes[0] - sizes[-1]])
-    return np.transpose(parts)
+        sizes += chance * np.array([square(x) for x in (estimate, given_action, given_state)])
+        overall = overall + chance * mean_over_last(given_state, before)
+    squares = np.append(sizes, np.sum(overall**2))
+    return -np.diff(squares), squares[0] - squares[-1]
 
 
 def state_values(case, horizon):
     """V_t(s) at `[..., S]` states, in numpy."""
-    forms = exact.values(case.system, case.policy, case.params, HYPER, horizon=horizon).state
-    forms = jax.tree.map(np.asarray, forms)
+    forms = value_functions(case, horizon).state
 
     def value(t, state):
         square = np.einsum("...i,ij,...j->...", state, forms.quadratic[t], state)
@@ -372,69 +383,107 @@ def state_values(case, horizon):
 
 @pytest.mark.parametrize(("case", "horizon"), [(SMALL, 3), (problem(2, 1), 2)])
 def test_decomposition_is_that_of_tensor_quadrature(case, horizon):
-    found = {baseline: decompose(case, horizon, baseline) for baseline in exact.BASELINES}
-    values = {"none": None, "value": state_values(case, horizon)}
+    given = {"none": None, "value": state_values(case, horizon)}
+    found = decompose(case, horizon)
+    for (baseline, state_weighting), parts in found.items():
+        expected = quadrature_decomposition(case, horizon, state_weighting, given[baseline])
+        np.testing.assert_allclose(np.stack(parts), expected[0], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(sum(parts), expected[1], rtol=1e-9)
+    for state_weighting in estimators.STATE_WEIGHTINGS:
+        # The baseline makes a difference, and to the action's part alone.
+        with_value, without = found["value", state_weighting], found["none", state_weighting]
+        assert np.abs(with_value.action / without.action - 1) > 1e-3
+        assert_trees_close(with_value[::2], without[::2], rtol=1e-9, atol=1e-12)
     for baseline in exact.BASELINES:
-        *parts, total = quadrature_decomposition(case, horizon, values[baseline])
-        np.testing.assert_allclose(np.stack(found[baseline]), parts, rtol=1e-9, atol=1e-12)
-        np.testing.assert_allclose(sum(found[baseline]), total, rtol=1e-9)
-    # The baseline makes a difference, and to the action's part alone.
-    assert np.all(np.abs(found["value"].action / found["none"].action - 1) > 1e-3)
-    assert_trees_close(found["value"][::2], found["none"][::2], rtol=1e-9, atol=1e-12)
+        discounted, uniform = (np.stack(found[baseline, w]) for w in estimators.STATE_WEIGHTINGS)
+        assert np.all(np.abs(discounted / uniform - 1) > 1e-3)
 
 
-def decompose(case, horizon, baseline, **kwargs):
+def decompose(case, horizon, **kwargs):
+    """With each baseline and state weighting, by their names."""
+    names = list(itertools.product(exact.BASELINES, estimators.STATE_WEIGHTINGS))
+
+    def run(params):
+        arguments = (case.system, case.policy, params, HYPER)
+        return [
+            exact.variance_decomposition(
+                *arguments, horizon=horizon, baseline=baseline, state_weighting=weighting, **kwargs
+            )
+            for baseline, weighting in names
+        ]
+
+    return dict(zip(names, jax.tree.map(np.asarray, jax.jit(run)(case.params)), strict=True))
+
+
+def decompose_once(case, horizon, chunk_size=16384):
+    """With the value as baseline, discounted."""
     run = lambda params: exact.variance_decomposition(
-        case.system, case.policy, params, HYPER, horizon=horizon, baseline=baseline, **kwargs
+        case.system,
+        case.policy,
+        params,
+        HYPER,
+        horizon=horizon,
+        baseline="value",
+        chunk_size=chunk_size,
     )
-    return jax.tree.map(np.asarray, jax.jit(run)(case.params))
+    return np.stack(jax.jit(run)(case.params))
 
 
 def test_decomposition_does_not_depend_on_chunks():
-    whole, chunked = (decompose(SMALL, 2, "none", chunk_size=size) for size in (10_000, 7))
-    assert_trees_close(chunked, whole, rtol=1e-12)
+    found = decompose_once(SMALL, 2, chunk_size=7)
+    expected = quadrature_decomposition(SMALL, 2, "discounted", state_values(SMALL, 2))
+    np.testing.assert_allclose(found, expected[0], rtol=1e-9, atol=1e-12)
 
 
-def nested_samples(case, horizon, step, num_samples):
-    """Unbiased samples of the three parts at one step, with the value as baseline, `[M, 3]`.
+def nested_samples(case, horizon, num_samples):
+    """Unbiased samples of the three parts, with the value as baseline, discounted, `[M, 3]`.
 
-    From each state two actions, from the first of them two futures; products of independent
-    draws have the products of conditional means for their mean.
+    At every time, from each state two actions, from the first of them two futures; products of
+    independent draws have the products of conditional means for their mean.
     """
     rng = np.random.default_rng(0)
     num_actions, num_states = case.gain.shape
     normals = lambda size: rng.normal(size=(num_samples, size))
-    fresh = lambda t: normals(num_states)
+    act, shock = lambda t: normals(num_actions), lambda t: normals(num_states)
     initial = np.linalg.cholesky(case.system.initial_covariance)
-    start = case.system.initial_mean + normals(num_states) @ initial.T
-    past = roll(case, start, lambda t: normals(num_actions), fresh, step + 1)
-    state, noise, other = past.states[step], normals(num_actions), normals(num_actions)
+    values = state_values(case, horizon)
 
-    def future(noise):
-        noise_at = lambda t: noise if t == 0 else normals(num_actions)
-        return to_go(roll(case, state, noise_at, fresh, horizon - step).rewards, 0)
+    def at_step(step):
+        """The first two parts, and two estimates of E[Q s | s] that share the state."""
+        start = case.system.initial_mean + normals(num_states) @ initial.T
+        state = roll(case, start, act, shock, step + 1).states[step]
+        noise, other = normals(num_actions), normals(num_actions)
 
-    baseline = state_values(case, horizon)(step, state)
-    first, second, third = (future(x) - baseline for x in (noise, noise, other))
-    scores, other_scores = score(case, state, noise), score(case, state, other)
-    size = np.sum(scores**2, -1)
-    between = first * third * np.sum(scores * other_scores, -1)
-    estimate = first[:, None] * scores
-    apart = np.sum(estimate * np.roll(estimate, 1, axis=0), -1)
-    samples = [(first - second) ** 2 / 2 * size, first * second * size - between, between - apart]
+        def future(noise):
+            noise_at = lambda t: noise if t == 0 else normals(num_actions)
+            return to_go(roll(case, state, noise_at, shock, horizon - step).rewards, 0)
+
+        first, second, third = (future(x) - values(step, state) for x in (noise, noise, other))
+        own, others = score(case, state, noise), score(case, state, other)
+        size = np.sum(own**2, -1)
+        drifts = first[:, None] * own, third[:, None] * others
+        between = np.sum(drifts[0] * drifts[1], -1)
+        return (first - second) ** 2 / 2 * size, first * second * size - between, between, drifts[0]
+
+    steps = [at_step(step) for step in range(horizon)]
+    chance = chances(horizon, "discounted")
+    mean = lambda part: sum(p * step[part] for p, step in zip(chance, steps, strict=True))
+    drift = mean(3)
+    apart = np.sum(drift * np.roll(drift, 1, axis=0), -1)
     # Products with a neighbour correlate; means over blocks hardly do.
-    return np.stack(samples, -1).reshape(-1, 100, 3).mean(1)
+    return np.stack([mean(0), mean(1), mean(2) - apart], -1).reshape(-1, 100, 3).mean(1)
 
 
-@pytest.mark.parametrize("case", [SMALL, problem(2, 2)])
+@pytest.mark.parametrize("case", [SMALL, pytest.param(problem(2, 2), marks=pytest.mark.slow)])
 def test_decomposition_is_that_of_nested_samples(case):
-    horizon, step = 5, 2
-    samples = nested_samples(case, horizon, step, num_samples=100_000)
-    truth = np.stack(decompose(case, horizon, "value"))
+    horizon = 3
+    samples = nested_samples(case, horizon, num_samples=100_000)
+    wrong = nested_samples(case, horizon + 1, num_samples=100_000)
+    truth = decompose_once(case, horizon)
     limit = stats.norm.isf(1e-4 / 2 / 3)
-    assert worst_z(samples, truth[:, step]) < limit
+    assert worst_z(samples, truth) < limit
     for part in range(3):
-        assert worst_z(samples[:, part], truth[part, step + 1]) > limit
+        assert worst_z(wrong[:, part], truth[part]) > limit
 
 
 def policy_of(apply, carry=()):
@@ -529,6 +578,7 @@ def test_bad_systems_are_refused():
     ("case", "arguments", "message"),
     [
         (SMALL, {"horizon": 2, "baseline": "values"}, "did you mean 'value'"),
+        (SMALL, {"horizon": 2, "state_weighting": "unifrom"}, "did you mean 'uniform'"),
         (SMALL, {"horizon": None}, "horizon=None"),
         (SMALL, {"horizon": 2, "chunk_size": 0}, "chunk_size=0"),
         (problem(8, 4), {"horizon": 2}, "8 state and 4 action dimensions"),

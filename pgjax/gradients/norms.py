@@ -1,0 +1,180 @@
+"""Squared norms of the gradients of single trajectories, without the gradients."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pgjax import checks, estimators
+from pgjax.estimators import Estimator, Hyper
+from pgjax.gradients.chunks import CHUNK_SIZE, repeat_first
+from pgjax.gradients.value import make_steps
+from pgjax.policies import Params, Policy
+from pgjax.rollout import Trajectory
+
+Path = tuple[str, ...]
+
+
+def squared_norms(
+    params: Params,
+    trajectory: Trajectory,
+    *,
+    policy: Policy,
+    estimator: Estimator,
+    hyper: Hyper,
+    value: jax.Array | None = None,
+    next_value: jax.Array | None = None,
+    chunk_size: int = CHUNK_SIZE,
+) -> jax.Array:
+    """|g_i|^2 of the gradient of each row, g_i = sum_t Psi_it grad log pi(a_it | s_it).
+
+    The gradient of a dense layer is a sum of outer products over time, G = sum_t x_t d_t', of what
+    goes in and what comes back. Its norm is had in two ways, whichever multiplies less,
+
+        |G|^2 = |X' D|^2 = sum_{t,u} (x_t . x_u) (d_t . d_u)
+
+    the second of which never forms G: cheaper where T (in + out) < in out, short episodes and wide
+    layers. Other parameters are differentiated a row at a time. With the gradient of the batch,
+    the mean of the g_i, the norms give the trace of the covariance of single trajectories,
+    (sum |g_i|^2 - N |mean|^2) / (N - 1), wherever rows are independent, that is with baselines
+    that look at no other row.
+
+    Args:
+      params: the policy's parameters.
+      trajectory: N rows of T steps.
+      policy: the policy that acted; dense layers are found where it is a flax network without
+        memory.
+      estimator: form, baseline and state weighting.
+      hyper: discount, lambda and the like; no entropy bonus.
+      value: `[N, T]` values of the observations; for estimators that read them.
+      next_value: `[N, T]` values of the true next observations; for bootstrapping forms.
+      chunk_size: samples whose activations are held at a time, at least those of a row.
+
+    Returns:
+      `[N]` squared norms.
+
+    Raises:
+      ValueError: as `trajectory_gradient`, or an entropy bonus.
+
+    Source: Goodfellow 2015, "Efficient Per-Example Gradient Computations"; for sequences, Li et
+    al. 2022, "Large Language Models Can Be Strong Differentially Private Learners".
+    """
+    checks.at_least("chunk_size", chunk_size, 1)
+    estimators.check_hyper(hyper)
+    if not checks.is_traced(hyper.entropy_cost) and float(hyper.entropy_cost) != 0:
+        raise ValueError(
+            f"entropy_cost={hyper.entropy_cost!r} must be 0: norms are of the return's"
+        )
+    params, trajectory = jax.tree.map(jnp.asarray, (params, trajectory))
+    steps = make_steps(estimator, trajectory, value, next_value)
+    weight = jax.lax.stop_gradient(estimators.psi(estimator, steps, hyper))
+    live = trajectory.mask > 0
+    obs, action = jax.tree.map(lambda x: repeat_first(x, live), (trajectory.obs, trajectory.action))
+    layers = _dense_layers(policy, params, obs[0, 0])
+    rest, _ = _split(params, layers)
+    num_steps = weight.shape[1]
+    probes = {path: jnp.zeros((num_steps, out), weight.dtype) for path, out in layers.items()}
+
+    def row(inputs):
+        obs, action, boundary, weight = inputs
+
+        def credited(rest, probes):
+            own = _merge(rest, params, layers)
+            if not layers:
+                start = policy.initial_state()
+                log_prob = policy.unroll(own, start, obs, boundary).log_prob(action)
+                return jnp.sum(weight * log_prob), {}
+            step = jax.vmap(_probed(policy), (None, 0, 0, 0))
+            log_prob, seen = step(own, probes, obs, action)
+            return jnp.sum(weight * log_prob), seen
+
+        gradients, seen = jax.grad(credited, argnums=(0, 1), has_aux=True)(rest, probes)
+        own, back = gradients
+        total = sum(jnp.sum(leaf**2) for leaf in own)
+        return total + sum(_dense_norm(seen[path], back[path]) for path in layers)
+
+    rows = (obs, action, steps.boundary, weight)
+    return jax.lax.map(row, rows, batch_size=max(1, chunk_size // num_steps))
+
+
+def _dense_norm(x: jax.Array, back: jax.Array) -> jax.Array:
+    """Squared norm of the gradient of kernel and bias, from `[T, in]` and `[T, out]`."""
+    bias = jnp.sum(jnp.sum(back, axis=0) ** 2)
+    num_steps, num_in, num_out = len(x), x.shape[1], back.shape[1]
+    if num_steps * (num_in + num_out) < num_in * num_out:
+        return bias + jnp.sum((x @ x.T) * (back @ back.T))
+    return bias + jnp.sum((x.T @ back) ** 2)
+
+
+def _probed(policy: Policy):
+    """`(params, probes, obs, action) -> (log_prob, inputs)`; probes add to what layers put out."""
+
+    def step(params, probes, obs, action):
+        seen = {}
+
+        def intercept(next_fun, args, kwargs, context):
+            out = next_fun(*args, **kwargs)
+            path = context.module.path
+            if path not in probes or not _is_call(context):
+                return out
+            seen[path] = args[0]
+            return out + probes[path]
+
+        with nn.intercept_methods(intercept):
+            _, distribution = policy.step(params, policy.initial_state(), obs)
+        return distribution.log_prob(action), seen
+
+    return step
+
+
+def _dense_layers(policy: Policy, params: Params, obs: Any) -> dict[Path, int]:
+    """Width of each dense layer with a bias that sees one vector, once, by its path."""
+    calls: list[tuple[Path, int, int]] = []
+
+    def intercept(next_fun, args, kwargs, context):
+        out = next_fun(*args, **kwargs)
+        if _is_call(context) and context.module.use_bias:
+            calls.append((context.module.path, args[0].ndim, out.shape[-1]))
+        return out
+
+    if jax.tree.leaves(policy.initial_state()):
+        return {}
+    with nn.intercept_methods(intercept):
+        jax.eval_shape(lambda params, obs: policy.step(params, (), obs)[0], params, obs)
+    paths = [path for path, _, _ in calls]
+    return {
+        path: width
+        for path, ndim, width in calls
+        if ndim == 1 and paths.count(path) == 1 and _num_found(params, path) == 2
+    }
+
+
+def _is_call(context: nn.module.InterceptorContext) -> bool:
+    return isinstance(context.module, nn.Dense) and context.method_name == "__call__"
+
+
+def _num_found(params, path):
+    return sum(_is_of(key, path) for key, _ in jax.tree_util.tree_leaves_with_path(params))
+
+
+def _is_of(key, path) -> bool:
+    """Whether a leaf is the kernel or the bias of the layer at a path."""
+    names = tuple(str(getattr(part, "key", part)) for part in key)
+    return any(names[-len(path) - 2 :] == ("params", *path, name) for name in ("kernel", "bias"))
+
+
+def _split(params, layers):
+    """The leaves that are not those of the layers, and which they are."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    others = [not any(_is_of(key, path) for path in layers) for key, _ in leaves]
+    return [leaf for (_, leaf), other in zip(leaves, others, strict=True) if other], others
+
+
+def _merge(rest, params, layers):
+    """Params with other leaves in the place of those that are not of the layers."""
+    _, others = _split(params, layers)
+    leaves, structure = jax.tree.flatten(params)
+    supply = iter(rest)
+    merged = [next(supply) if o else x for x, o in zip(leaves, others, strict=True)]
+    return jax.tree.unflatten(structure, merged)
