@@ -66,6 +66,29 @@ def problem(horizon=3):
     return Problem(transition, reward, initial, terminal, logits, horizon)
 
 
+def random_problem(seed, *, num_actions=2, horizon=3, num_successors=1, splits=3, ends=True):
+    """Four states, the last one terminal if `ends`, and generic numbers everywhere.
+
+    Every state and action leads to `num_successors` states, and `splits` of them to one more, so
+    that the number of paths is a matter of choice. Episodes start in either of two states.
+    """
+    random = np.random.default_rng(seed)
+    shape = (4, num_actions, 4)
+    likely = random.permuted(np.arange(4) * np.ones(shape), axis=-1) < num_successors
+    # A walk around the live states, so that all of them are visited and the end is reached.
+    for state in range(3):
+        likely[state, state % num_actions] = np.arange(4) == state + 1
+    split = random.choice(3 * num_actions, splits, replace=False)
+    likely[split // num_actions, split % num_actions, random.integers(4, size=splits)] = True
+    transition = likely * random.uniform(0.2, 1.0, shape)
+    transition /= transition.sum(axis=-1, keepdims=True)
+    initial = np.array([0.6, 0.4, 0.0, 0.0])
+    terminal = np.arange(4) == (3 if ends else 4)
+    reward = random.normal(size=shape)
+    logits = random.normal(size=shape[:2])
+    return Problem(transition, reward, initial, terminal, logits, horizon)
+
+
 def softmax(logits):
     """Row-wise softmax, [..., A], analytic in complex logits."""
     weight = np.exp(logits - np.max(np.real(logits), axis=-1, keepdims=True))
@@ -129,13 +152,14 @@ def gradient_of_mean(problem, paths, payoff):
     The environment's factors do not depend on the logits, so p_m(logits) is p_m times the ratio of
     the action probabilities.
     """
+    return complex_step(lambda logits: mean(problem, paths, payoff, logits), problem.logits)
+
+
+def mean(problem, paths, payoff, logits):
+    """sum_m p_m(logits) payoff_m, analytic in complex logits."""
     before = softmax(problem.logits)[paths.obs, paths.action]  # [M, T]
-
-    def mean(logits):
-        ratio = np.where(paths.mask > 0, softmax(logits)[paths.obs, paths.action] / before, 1.0)
-        return np.sum(paths.probability * ratio.prod(axis=1) * payoff)
-
-    return _complex_step(mean, problem.logits)
+    ratio = np.where(paths.mask > 0, softmax(logits)[paths.obs, paths.action] / before, 1.0)
+    return np.sum(paths.probability * ratio.prod(axis=1) * payoff)
 
 
 def exact_gradient(problem, paths, discount):
@@ -154,17 +178,70 @@ def values(problem, discount, logits=None):
     return value
 
 
+def action_values(problem, discount, following):
+    """Q_t(s, a) from V_{t+1} `following` [..., S], zero in terminal states, [..., S, A]."""
+    future = problem.reward + discount * following[..., None, None, :]
+    q = np.einsum("sak,...sak->...sa", problem.transition, future)
+    return np.where(problem.terminal[:, None], 0.0, q)
+
+
+def under_policy(problem, logits=None):
+    """Moves between live states [S, S] and expected rewards [S] of a step."""
+    policy = softmax(problem.logits if logits is None else logits)
+    live = ~problem.terminal
+    move = np.einsum("sa,sak->sk", policy, problem.transition) * live[:, None] * live
+    reward = np.einsum("sa,sak,sak->s", policy, problem.transition, problem.reward) * live
+    return move, reward
+
+
+def sum_of_powers(matrix, doublings=25):
+    """I + M + M^2 + ... up to 2^25 terms: (I + M)(I + M^2)(I + M^4)..."""
+    total = np.eye(len(matrix))
+    for _ in range(doublings):
+        total = total + matrix @ total
+        matrix = matrix @ matrix
+    return total
+
+
+def endless_values(problem, discount, logits=None):
+    """V(s) without a horizon, for complex logits too, [S]."""
+    move, reward = under_policy(problem, logits)
+    return sum_of_powers(discount * move) @ reward
+
+
+def stationary(problem, logits=None, doublings=12):
+    """The law of the state after thousands of lazy steps, for complex logits too, [S]."""
+    move, _ = under_policy(problem, logits)
+    lazy = (np.eye(len(move)) + move) / 2
+    for _ in range(doublings):
+        lazy = lazy @ lazy
+    return problem.initial @ lazy
+
+
 def exact_gradient_by_induction(problem, discount):
     """grad J_gamma, [S, A], without any enumeration: a second opinion on the first."""
-    return _complex_step(
+    return complex_step(
         lambda logits: problem.initial @ values(problem, discount, logits)[0], problem.logits
     )
 
 
-def _complex_step(function, logits):
-    gradient = np.zeros(logits.shape)
-    for index in np.ndindex(*logits.shape):
-        shifted = logits.astype(complex)
+def complex_step(function, x):
+    """Derivative of an analytic function of an array, `[*out, *x]`, exact to rounding."""
+
+    def partial(index):
+        shifted = x.astype(complex)
         shifted[index] += 1j * COMPLEX_STEP
-        gradient[index] = np.imag(function(shifted)) / COMPLEX_STEP
-    return gradient
+        return np.imag(function(shifted)) / COMPLEX_STEP
+
+    columns = np.stack([partial(index) for index in np.ndindex(*x.shape)], axis=-1)
+    return columns.reshape(columns.shape[:-1] + x.shape)
+
+
+def difference(function, x, step=1e-3):
+    """Derivative of a real function of a vector, `[*out, D]`: central, of order four."""
+
+    def partial(shift):
+        near, far = (function(x + k * shift) - function(x - k * shift) for k in (1, 2))
+        return (8 * near - far) / (12 * step)
+
+    return np.stack([partial(shift) for shift in step * np.eye(len(x))], axis=-1)

@@ -57,7 +57,7 @@ def exact_moments(
 
     whose two sums are uncorrelated. The other baselines divide by counts or spreads of the batch,
     which no polynomial does: they are enumerated, on tiny problems only. Differentiable in
-    `params`, `value` and the numbers in `hyper`.
+    `params`, `value` and the numbers in `hyper`. Called often, it belongs inside `jax.jit`.
 
     Args:
       mdp: transition, reward, initial and terminal states; observations if states are aliased.
