@@ -49,7 +49,12 @@ def random_mdp(num_states: int, num_actions: int) -> exact.MDP:
     )
 
 
-def measure(moments_of: tuple[int, int, int], values_of: tuple[int, int], rounds: int) -> dict:
+def measure(
+    names: tuple[str, ...],
+    moments_of: tuple[int, int, int],
+    values_of: tuple[int, int],
+    rounds: int,
+) -> dict:
     """Median seconds of every function, what is compared in turn, round after round."""
     horizon, *size = moments_of
     small, policy = random_mdp(*size), policies.tabular(*size)
@@ -75,7 +80,7 @@ def measure(moments_of: tuple[int, int, int], values_of: tuple[int, int], rounds
     start = jnp.zeros(values_of)
     going_on = large._replace(terminal=np.zeros(values_of[0], bool))
     both = {"horizon 200": horizon, "no horizon": None}
-    calls = {f"moments, {name}": moments(name) for name in MOMENTS}
+    calls = {f"moments, {name}": moments(name) for name in names}
     for name, limit in both.items():
         calls[f"values, {name}"] = lambda limit=limit: exact.values(
             large, wide, start, hyper, horizon=limit
@@ -100,8 +105,10 @@ def main(arguments: list[str]) -> None:
     """Measures, prints a table and keeps the numbers."""
     smoke = arguments == ["--smoke"]
     with jax.enable_x64(True):
-        sizes = ((3, 4, 2), (5, 2)) if smoke else ((200, 100, 5), (1000, 10))
-        found = measure(*sizes, rounds=1 if smoke else 3)
+        if smoke:
+            found = measure(MOMENTS[:1], (3, 4, 2), (5, 2), rounds=1)
+        else:
+            found = measure(MOMENTS, (200, 100, 5), (1000, 10), rounds=3)
     for name, seconds in found.items():
         print(f"{name:<40}{seconds:8.2f} s")
     if not smoke:

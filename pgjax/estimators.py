@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from pgjax import baselines, checks, returns
@@ -303,6 +304,9 @@ def check_hyper(hyper: Hyper) -> None:
     checks.within("discount", hyper.discount, 0, 1)
     checks.within("lambda", hyper.lambda_, 0, 1)
     checks.within("n", hyper.n, 1, float("inf"))
+    if not checks.is_traced(hyper.n):
+        for n in np.ravel(hyper.n).tolist():
+            checks.at_least("n", n, 1)
     checks.within("constant", hyper.constant, -float("inf"), float("inf"))
     checks.within("entropy_cost", hyper.entropy_cost, -float("inf"), float("inf"))
 

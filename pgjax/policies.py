@@ -110,7 +110,10 @@ def tabular(num_states: int, num_actions: int) -> Policy:
     checks.at_least("num_actions", num_actions, 1)
     return memoryless(
         init=lambda key, obs: jnp.zeros((num_states, num_actions)),
-        apply=lambda params, obs: distributions.categorical(params[obs]),
+        # Past the table there are no logits; JAX's own indexing would take the last ones.
+        apply=lambda params, obs: distributions.categorical(
+            params.at[obs].get(mode="fill", fill_value=jnp.nan)
+        ),
     )
 
 

@@ -8,9 +8,15 @@ from scipy import stats
 ENOUGH = 10
 """Replicates for each dimension from which on Hotelling's test is used."""
 
+UNDECIDED = "off where no replicate varies"
+"""What a test's name says of a deviation that it cannot judge."""
+
 
 class BiasTest(NamedTuple):
-    """The probability of a deviation this large without bias, and the test that says so."""
+    """The probability of a deviation this large without bias, and the test that says so.
+
+    NaN where there is a deviation but no replicate varies, so that nothing can be said.
+    """
 
     p_value: float
     name: str
@@ -28,8 +34,9 @@ def hotelling(
 
         T^2 = d' V^+ d,   (nu - k + 1) / (k nu) T^2 ~ F(k, nu - k + 1)
 
-    Shift-invariant logits make V singular. What deviates outside its range deviates in every
-    replicate alike: there it must be zero, up to rounding, or the gradient is biased for certain.
+    Shift-invariant logits make V singular. A deviation outside its range is shared by all the
+    replicates, and is named but not judged: it cannot be told from one that a rare replicate, of a
+    state seldom visited, would make up.
 
     Args:
       deviation: d, `[D]`, mean gradient minus reference.
@@ -45,7 +52,7 @@ def hotelling(
     """
     error = np.sqrt(np.clip(np.diag(covariance), 0, None))
     varies = error * np.sqrt(degrees + 1) > rounding
-    fixed_is_zero = bool(np.all(np.abs(deviation[~varies]) <= rounding))
+    off = bool(np.any(np.abs(deviation[~varies]) > rounding))
     error, scaled = error[varies], deviation[varies] / error[varies]
     correlation = covariance[np.ix_(varies, varies)] / (error[:, None] * error[None, :])
     least = 10 * precision * max(len(error), 1)
@@ -57,13 +64,12 @@ def hotelling(
     along = vectors.T @ scaled
     # Outside, the variance is at most `least`, and nothing larger can be told from rounding.
     tolerance = 5 * np.sqrt(least) + rounding / np.min(error, initial=np.inf)
-    if not fixed_is_zero or np.any(np.abs(along[~inside]) > tolerance):
-        return BiasTest(0.0, "outside the range of the covariance")
+    off = off or bool(np.any(np.abs(along[~inside]) > tolerance))
     if rank == 0:
-        return BiasTest(1.0, "equal up to rounding")
+        return _unvaried(off)
     squared = np.sum(along[inside] ** 2 / eigenvalues[inside])
     ratio = (degrees - rank + 1) / (rank * degrees) * squared
-    return BiasTest(float(stats.f.sf(ratio, rank, degrees - rank + 1)), "Hotelling")
+    return _named("Hotelling", float(stats.f.sf(ratio, rank, degrees - rank + 1)), off)
 
 
 def holm(deviation: np.ndarray, error: np.ndarray, *, degrees: float, rounding: float) -> BiasTest:
@@ -72,7 +78,8 @@ def holm(deviation: np.ndarray, error: np.ndarray, *, degrees: float, rounding: 
         p = min(1, D min_i P(|t_nu| > |d_i| / e_i))
 
     Conservative where coordinates are correlated. Holm's later steps name further coordinates;
-    whether there is any bias is decided by his first.
+    whether there is any bias is decided by his first. Coordinates that do not vary are named, not
+    judged, as in `hotelling`.
 
     Args:
       deviation: d, `[D]`.
@@ -83,7 +90,17 @@ def holm(deviation: np.ndarray, error: np.ndarray, *, degrees: float, rounding: 
     Source: Holm 1979.
     """
     beyond = np.where(np.abs(deviation) > rounding, np.abs(deviation), 0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scores = np.where(beyond > 0, beyond / error, 0.0)
-    smallest = 2 * stats.t.sf(np.max(scores, initial=0.0), degrees)
-    return BiasTest(float(min(1.0, len(deviation) * smallest)), "Holm")
+    varies = error * np.sqrt(degrees + 1) > rounding
+    off = bool(np.any(beyond[~varies] > 0))
+    if not np.any(varies):
+        return _unvaried(off)
+    smallest = float(2 * stats.t.sf(np.max(beyond[varies] / error[varies]), degrees))
+    return _named("Holm", min(1.0, len(deviation) * smallest), off)
+
+
+def _unvaried(off: bool) -> BiasTest:
+    return BiasTest(np.nan, UNDECIDED) if off else BiasTest(1.0, "equal up to rounding")
+
+
+def _named(name: str, p_value: float, off: bool) -> BiasTest:
+    return BiasTest(p_value, f"{name}, {UNDECIDED}" if off else name)

@@ -8,6 +8,7 @@ from pgjax.audit import intervals
 from pgjax.audit.intervals import Estimate
 from pgjax.audit.measure import Audit, deviation
 from pgjax.audit.moments import moments
+from pgjax.audit.replicates import Blocks
 
 
 class Comparison(NamedTuple):
@@ -25,13 +26,16 @@ def compare(first: Audit, second: Audit) -> Comparison:
     Blocks are left out of both at once, so that what the two have in common cancels.
 
     Raises:
-      ValueError: audits of another key or number of replicates, or at another level.
+      ValueError: audits of another key or number of replicates, at another level, or against
+        another reference.
     """
     for what in ("key", "num_replicates"):
         if getattr(first.blocks, what) != getattr(second.blocks, what):
             raise ValueError(f"audits can be compared only if they were made with the same {what}")
     if first.level != second.level:
         raise ValueError(f"audits have levels {first.level!r} and {second.level!r}")
+    if not _same(first.reference, second.reference):
+        raise ValueError("audits can be compared only if they have the same reference")
     with np.errstate(divide="ignore", invalid="ignore"):
         one, two = moments(first.blocks), moments(second.blocks)
         reach = intervals.quantile(first.level, len(one.rows) - 1)
@@ -47,6 +51,17 @@ def compare(first: Audit, second: Audit) -> Comparison:
             work = intervals.log_linear(ratio * steps, both, reach)
         seconds = intervals.product(first.seconds, intervals.inverse(second.seconds))
         return Comparison(trace, mse, work, intervals.product(trace, seconds))
+
+
+def _same(one: np.ndarray | Blocks | None, two: np.ndarray | Blocks | None) -> bool:
+    """Whether no two references are different; audited ones have to be on common randomness."""
+    if one is None or two is None:
+        return True
+    if isinstance(one, Blocks) and isinstance(two, Blocks):
+        return one.key == two.key and one.num_replicates == two.num_replicates
+    if isinstance(one, Blocks) or isinstance(two, Blocks):
+        return False
+    return np.array_equal(one, two)
 
 
 def _log_mse(audit: Audit) -> np.ndarray:

@@ -90,7 +90,8 @@ def variance_decomposition(
       zero where the truth is near it.
 
     Raises:
-      ValueError: counts that are too small, a policy with memory, or a discount outside [0, 1].
+      ValueError: counts that are too small, a policy with memory, a discount outside [0, 1], or a
+        level outside (0, 1).
 
     Source: Tucker et al. 2018, "The Mirage of Action-Dependent Baselines", eq. 4.
     """
@@ -99,6 +100,7 @@ def variance_decomposition(
     checks.at_least("num_actions", num_actions, 2, "a variance over actions")
     checks.at_least("num_rollouts", num_rollouts, 2, "a variance over rollouts")
     checks.at_least("chunk_size", chunk_size, 1)
+    intervals.check_level(level)
     checks.choice("state_weighting", state_weighting, estimators.STATE_WEIGHTINGS)
     estimators.check_hyper(hyper)
     restarts.check_memoryless(policy)

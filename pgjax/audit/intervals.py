@@ -21,6 +21,12 @@ class Estimate(NamedTuple):
         return float(self.value)
 
 
+def check_level(level: float) -> None:
+    """Raises `ValueError` unless the level is strictly between 0 and 1."""
+    if not (isinstance(level, float | int | np.number) and 0 < level < 1):
+        raise ValueError(f"level={level!r} must be a number strictly between 0 and 1")
+
+
 def quantile(level: float, degrees: float) -> float:
     """How many standard errors a two-sided interval of this level reaches: Student's t."""
     return float(stats.t.ppf(0.5 + 0.5 * level, max(degrees, 1)))
@@ -88,29 +94,28 @@ def _skewness(x: np.ndarray) -> float:
     return float(np.mean(x**3) / spread**1.5) if spread > 0 else 0.0
 
 
-def quadratic(value: float, slope: float, floor: float, reach: float) -> Estimate:
+def quadratic(value: float, linear: float, slope: float, floor: float, reach: float) -> Estimate:
     """Interval of a squared length that is estimated without bias.
 
-        { tau : (value - tau)^2 <= reach^2 (slope max(tau, 0) + floor) }
+        { tau : (value - tau)^2 <= reach^2 (max(linear + slope (tau - value), 0) + floor) }
 
     The variance of the estimate is what it is at the hypothesis, not at the estimate: that keeps
-    the level where the truth is zero and the linear part of the variance with it. In between,
-    where mu is about as long as its error, the interval is rather too wide than too narrow.
+    the level where the truth is zero and the linear part of the variance with it.
 
     Args:
       value: estimate of |mu|^2, possibly negative.
-      slope: variance of the linear part for each unit of |mu|^2: 4 mu' V mu / |mu|^2, with V the
-        covariance of the estimate of mu.
+      linear: variance of the linear part, 4 mu' V mu, with V the covariance of the estimate of
+        mu; estimated, and possibly negative.
+      slope: how much of it comes and goes with each unit of |mu|^2.
       floor: variance that is left where mu is zero: 2 tr V^2.
       reach: standard errors.
     """
-    half = reach * np.sqrt(floor)
-    middle = value + 0.5 * reach**2 * slope
-    # Zero at most where its root is not taken: there tau = 0 is inside.
-    root = np.sqrt(max(middle**2 - value**2 + half**2, 0.0))
-    low = middle - root if value > half else value - half
-    high = middle + root if value > -half else value + half
-    return Estimate(float(value), float(low), float(high))
+    half, middle = reach * np.sqrt(floor), 0.5 * reach**2 * slope
+    # Negative at most where its root is not taken: there no linear part is left at either end.
+    root = np.sqrt(max(middle**2 + reach**2 * (linear + floor), 0.0))
+    low = middle - root if linear > slope * half else -half
+    high = middle + root if linear > -slope * half else half
+    return Estimate(float(value), float(value + low), float(value + high))
 
 
 def cosine(value: float, slope: float, floor: float, reach: float) -> Estimate:

@@ -27,7 +27,8 @@ class Audit(NamedTuple):
     standard_error: Params
     """Of every coordinate of the mean."""
     trace: Estimate
-    """Trace of the covariance of one replicate."""
+    """Trace of the covariance of one replicate. Its interval is too short where
+    `effective_sample_size` is small, and where what is rare but large was not seen at all."""
     squared_norm: Estimate
     """|E g|^2, estimated without bias and therefore possibly negative: |mean|^2 - trace / N."""
     snr: Estimate
@@ -56,13 +57,15 @@ class Audit(NamedTuple):
     bias: Params | None = None
     """mean - reference; this and what follows is None without a reference."""
     squared_bias: Estimate | None = None
-    """|E g - reference|^2, estimated without bias and therefore possibly negative."""
+    """|E g - reference|^2, estimated without bias and therefore possibly negative. How large a
+    bias is; whether there is one is for `bias_test`."""
     cosine: Estimate | None = None
     """Of E g to the reference; freed of the noise in |mean|, so that it may exceed one."""
     mse: Estimate | None = None
     """Mean squared error of one replicate, trace + squared_bias."""
     bias_test: BiasTest | None = None
-    """Whether the bias could be chance."""
+    """Whether the bias could be chance. It decides, as it looks at all directions in units of their
+    noise, where `squared_bias` looks at the loudest; the two may disagree."""
     reference: np.ndarray | Blocks | None = None
 
 
@@ -128,8 +131,7 @@ def auditor(
     reason = "an audit needs at least two replicates: variance is their spread"
     checks.at_least("num_replicates", num_replicates, 2, reason)
     checks.at_least("chunk_size", chunk_size, 1)
-    if not 0 < level < 1:
-        raise ValueError(f"level={level!r} must lie strictly between 0 and 1")
+    intervals.check_level(level)
     chunk_size = min(chunk_size, num_replicates)
     stream = replicates.streamer(gradient_fn, num_replicates=num_replicates, chunk_size=chunk_size)
     chunk = replicates.chunks(gradient_fn, chunk_size)
@@ -167,7 +169,11 @@ def summarise(
       seconds: seconds a replicate, one measurement a chunk.
       flops: operations a replicate.
       level: of the intervals.
+
+    Raises:
+      ValueError: a level outside (0, 1).
     """
+    intervals.check_level(level)
     with np.errstate(divide="ignore", invalid="ignore"):
         found = moments(blocks)
         reach = intervals.quantile(level, len(found.log_trace) - 1)
@@ -306,7 +312,7 @@ def _known(reference: Any, like: Params, key: jax.Array) -> np.ndarray | Blocks 
 
 
 def _describe(tree: Any) -> str:
-    return str(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), bool), tree))
+    return f"shapes {jax.tree.map(np.shape, tree)}"
 
 
 def _shaped(flat: np.ndarray, like: Params) -> Params:

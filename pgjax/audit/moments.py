@@ -13,7 +13,7 @@ from pgjax.audit.replicates import PILOT, Blocks, Sums
 class Moments(NamedTuple):
     """Estimates in the units of the gradient; `rows` and `log_...` are influences of blocks."""
 
-    count: float  # replicates, N
+    count: np.float64  # replicates, N
     mean: np.ndarray  # [D]
     rows: np.ndarray  # [B, D] on the mean; rows' rows is the covariance of the mean
     variance: np.ndarray  # [D] of each coordinate of a replicate
@@ -37,6 +37,12 @@ class Moments(NamedTuple):
         unit = direction(vector)
         return float(unit @ self.covariance @ unit) / self.count
 
+    def pulled(self, vector: np.ndarray) -> np.ndarray:
+        """V v, for the covariance V of the mean, `[D]`."""
+        if self.covariance is None:
+            return self.rows.T @ (self.rows @ vector)
+        return self.covariance @ vector / self.count
+
     def squared_covariance(self) -> float:
         """tr V^2 for the covariance V of the mean, freed of its own noise."""
         if self.covariance is None:
@@ -52,7 +58,7 @@ def moments(blocks: Blocks) -> Moments:
     sums, unit = blocks.sums, blocks.unit
     total = jax.tree.map(lambda x: x.sum(0), sums)
     left = jax.tree.map(lambda x: x.sum(0) - x, sums)
-    count = float(total.count)
+    count = np.float64(total.count)  # Which divides by zero, as a Python float does not.
     centre, outer = total.x / count, blocks.scatter / count
     whole = outer.ndim == 2
     diagonal = np.diag(outer) if whole else outer
@@ -85,15 +91,21 @@ def squared_length(
 ) -> Estimate:
     """|E v|^2 for a mean v, or a difference v of two independent means, without bias.
 
-    |v|^2 - tr V,   V the covariance of v
+        |v|^2 - tr V,   V the covariance of v
+
+    The linear part of its variance, 4 v'V v, is followed along V v, in which v moves, not along v:
+    where the noisy part of v has come out small, v says little of how much larger it may be.
     """
     noise, square = found.trace / found.count, found.squared_covariance()
-    along = np.sum(found.along(vector) ** 2)
+    pulled = found.pulled(vector)
     if other is not None:
         noise += other.trace / other.count
         square += other.squared_covariance() + 2 * _cross(found, other)
-        along += np.sum(other.along(vector) ** 2)
-    return intervals.quadratic(float(np.sum(vector**2)) - noise, 4 * along, 2 * square, reach)
+        pulled = pulled + other.pulled(vector)
+    along, value = float(vector @ pulled), float(np.sum(vector**2)) - noise
+    slopes = ((float(pulled @ pulled), along), (square, noise))
+    steepest = max((up / run for up, run in slopes if run > 0), default=0.0)
+    return intervals.quadratic(value, 4 * (along - square), 4 * steepest, 2 * square, reach)
 
 
 def cosine(found: Moments, other: Moments | None, truth: np.ndarray, reach: float) -> Estimate:

@@ -48,6 +48,7 @@ class TabularMDP(environment.Environment[TabularState, TabularParams]):
         self._mdp = mdp
         self._name = name
         self._max_steps = UNLIMITED if max_steps is None else max_steps
+        self._seen = _seen(mdp)
         self.num_states, self._num_actions = np.shape(mdp.transition)[:2]
 
     @property
@@ -94,10 +95,9 @@ class TabularMDP(environment.Environment[TabularState, TabularParams]):
         return spaces.Discrete(self.num_actions)
 
     def observation_space(self, params=None):
-        seen = observations(self._mdp)
-        if jnp.issubdtype(seen.dtype, jnp.integer):
-            return spaces.Discrete(int(seen.max()) + 1)
-        return spaces.Box(-jnp.inf, jnp.inf, seen.shape[1:])
+        if np.issubdtype(self._seen.dtype, np.integer):
+            return spaces.Discrete(int(self._seen.max()) + 1)
+        return spaces.Box(-jnp.inf, jnp.inf, self._seen.shape[1:])
 
 
 def tabular_mdp(mdp: MDP, *, name: str = "TabularMDP", max_steps: int | None = None) -> TabularMDP:
@@ -133,6 +133,11 @@ def observations(mdp: MDP) -> jax.Array:
     return seen.astype(jnp.int32 if index else float)
 
 
+def _seen(mdp: MDP) -> np.ndarray:
+    with jax.ensure_compile_time_eval():
+        return np.asarray(observations(mdp))
+
+
 def check_mdp(mdp: MDP) -> None:
     """Raises `ValueError` for arrays that make no MDP; see `tabular_mdp`."""
     shape = np.shape(mdp.transition)
@@ -144,9 +149,13 @@ def check_mdp(mdp: MDP) -> None:
         if np.shape(getattr(mdp, field)) != wanted:
             found = np.shape(getattr(mdp, field))
             raise ValueError(f"{field} has shape {found}; transition {shape} asks for {wanted}")
-    seen = jnp.shape(observations(mdp))
-    if seen[:1] != (num_states,):
-        raise ValueError(f"observation has shape {seen}; expected one for each of {num_states}")
+    seen = _seen(mdp)
+    if seen.shape[:1] != (num_states,):
+        raise ValueError(
+            f"observation has shape {seen.shape}; expected one for each of {num_states} states"
+        )
+    if np.issubdtype(seen.dtype, np.integer) and np.any(seen < 0):
+        raise ValueError("observation has negative indices")
     terminal = np.asarray(mdp.terminal, bool)
     _check_probabilities("initial", np.asarray(mdp.initial))
     _check_probabilities("transition", np.asarray(mdp.transition)[~terminal])

@@ -1,4 +1,7 @@
-"""The oracle: exact values, gradients and estimator moments of finite MDPs. Use it in float64."""
+"""The oracle: exact values, gradients and estimator moments of finite MDPs.
+
+Use it in float64, and inside `jax.jit` where it is called often: outside, every call compiles anew.
+"""
 
 from pgjax.environments import MDP
 from pgjax.exact.decomposition import Decomposition, variance_decomposition

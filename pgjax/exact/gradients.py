@@ -29,11 +29,9 @@ def exact_gradient(mdp: MDP, policy: Policy, hyper: Hyper, *, horizon: int | Non
     Raises:
       ValueError: as `expected_return`; for what depends on the parameters, when it is called.
     """
-    model.check(mdp, policy)
-    model.check_discount(hyper)
-    model.check_horizon(horizon)
-    objective = lambda params: values.expected_return(mdp, policy, params, hyper, horizon=horizon)
-    return _ascend(objective)
+    model.check_objective(mdp, policy, hyper, horizon)
+    objective = lambda params: values.objective(mdp, policy, params, hyper, horizon)
+    return _ascend(objective, "expected_return")
 
 
 def average_reward_gradient(mdp: MDP, policy: Policy) -> GradientFn:
@@ -44,7 +42,8 @@ def average_reward_gradient(mdp: MDP, policy: Policy) -> GradientFn:
     Source: Sutton et al. 2000; Sutton & Barto 2018, section 13.6.
     """
     model.check(mdp, policy)
-    return _ascend(lambda params: values.average_reward(mdp, policy, params), "average_reward")
+    objective = lambda params: values.average_objective(mdp, policy, params)
+    return _ascend(objective, "average_reward")
 
 
 def all_action_gradient(
@@ -58,7 +57,7 @@ def all_action_gradient(
 
     Source: Sutton et al. 2000, theorem 1.
     """
-    model.check(mdp, policy)
+    model.check_objective(mdp, policy, hyper, horizon)
 
     def gradient_fn(key, params):
         exact = values.values(mdp, policy, params, hyper, horizon=horizon)
@@ -123,11 +122,11 @@ def hessian(
     return jax.hessian(objective)(flat)
 
 
-def _ascend(objective: Callable[[Params], jax.Array], name: str = "expected_return") -> GradientFn:
-    """The gradient of an objective that needs no samples."""
+def _ascend(objective: Callable[[Params], Callable[[Params], jax.Array]], name: str) -> GradientFn:
+    """The gradient of an objective that needs no samples, checked before it is traced."""
 
     def gradient_fn(key, params):
-        value, gradient = jax.value_and_grad(objective)(params)
+        value, gradient = jax.value_and_grad(objective(params))(params)
         return gradient, {name: value}
 
     return gradient_fn

@@ -46,9 +46,10 @@ def build(mdp: MDP, policy: Policy, params: Params) -> Model:
     """The tables of a policy in an MDP, differentiable in the policy's parameters.
 
     Raises:
-      ValueError: an MDP that is none, or a policy with memory.
+      ValueError: an MDP that is none, a policy with memory, or one that does not fit the MDP.
     """
     check(mdp, policy)
+    check_fit(mdp, policy, params)
     live = ~jnp.asarray(mdp.terminal, bool)
     rows = live[:, None]
     dtype = jnp.result_type(float)
@@ -64,11 +65,32 @@ def build(mdp: MDP, policy: Policy, params: Params) -> Model:
 
 
 def check(mdp: MDP, policy: Policy) -> None:
-    """Refuses, as `build` does, what can be refused before anything is traced."""
+    """Refuses what can be refused before the parameters are known."""
     if not checks.is_traced(mdp):
         check_mdp(mdp)
     if jax.tree.leaves(policy.initial_state()):
         raise ValueError("policy has a memory: exact values are for policies without one")
+
+
+def check_fit(mdp: MDP, policy: Policy, params: Params) -> None:
+    """Refuses a policy over other actions or observations, where its parameters are known."""
+    if checks.is_traced((mdp, params)):
+        return
+    probs = _known_probs(mdp, policy, params)[~np.asarray(mdp.terminal, bool)]
+    total = probs.sum(-1)
+    wrong = ~(np.abs(total - 1) <= 1e-4)
+    if wrong.any():
+        raise ValueError(
+            f"policy does not fit the MDP: the probabilities of its {probs.shape[1]} actions sum "
+            f"to {total[wrong][0]:.4g}"
+        )
+
+
+def check_objective(mdp: MDP, policy: Policy, hyper: Any, horizon: int | None) -> None:
+    """Refuses what `check`, `check_discount` and `check_horizon` do."""
+    check(mdp, policy)
+    check_discount(hyper)
+    check_horizon(horizon)
 
 
 def log_probs(mdp: MDP, policy: Policy, params: Params) -> jax.Array:
@@ -123,8 +145,15 @@ def moves(mdp: MDP, policy: Policy, params: Params) -> np.ndarray | None:
         return None
     possible = np.asarray(mdp.transition) > 0
     if not checks.is_traced(params):
-        possible &= (np.exp(log_probs(mdp, policy, params)) > 0)[..., None]
+        possible &= (_known_probs(mdp, policy, params) > 0)[..., None]
     return np.any(possible, axis=1) & ~np.asarray(mdp.terminal, bool)[:, None]
+
+
+def visited(mdp: MDP) -> np.ndarray:
+    """States that some policy can meet and act in, `[S]` bool."""
+    terminal = np.asarray(mdp.terminal, bool)
+    possible = np.any(np.asarray(mdp.transition) > 0, axis=1) & ~terminal[:, None]
+    return leads_to(possible.T, np.asarray(mdp.initial) > 0) & ~terminal
 
 
 def leads_to(possible: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -143,8 +172,18 @@ def not_communicating(possible: np.ndarray) -> np.ndarray:
     return ~(leads_to(possible, first) & leads_to(possible.T, first))
 
 
+def _known_probs(mdp, policy, params) -> np.ndarray:
+    # Known arrays are to stay known where the program around them is being traced.
+    with jax.ensure_compile_time_eval():
+        return np.exp(log_probs(mdp, policy, params))
+
+
 def _log_probs(policy, params, obs, num_actions):
     """log pi(a | o) of every action at each of B observations, `[B, A]`."""
     boundary = jnp.zeros(len(obs), bool)
     distribution = policy.unroll(params, policy.initial_state(), obs, boundary)
+    if distribution.support is not None:
+        raise ValueError(
+            f"policy gives {type(distribution).__name__}; a finite MDP takes discrete actions"
+        )
     return jax.vmap(distribution.log_prob, out_axes=-1)(jnp.arange(num_actions))

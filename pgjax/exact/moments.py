@@ -6,7 +6,8 @@ with one component, or n of them for the n-step return. The gradient is one too,
     g_t = w_t (y_t - b_t(s_t)) grad log pi(a_t | s_t) + g_{t+1},
 
 so that E[y|s], E[y y'|s], E[g|s], E[y g|s] and E[|g|^2|s] follow from those one step later. No
-trajectory is enumerated, and the cost is O(T S^2 A D) for D parameters.
+trajectory is enumerated, and the cost is O(T S^2 A D) for D parameters; baselines of the batch look
+at all pairs of times, which adds O(T^2 S^2 A).
 """
 
 from typing import NamedTuple
@@ -155,10 +156,10 @@ def all_action_moments(
 
 def _against_truth(mdp, policy, params, hyper, horizon, mean, trace) -> Moments:
     """Moments with the bias of a mean `[D]` against grad J_gamma."""
-    objective = lambda params: values.expected_return(mdp, policy, params, hyper, horizon=horizon)
     params = model.precise(params)
     mean = ravel_pytree(params)[1](mean)
-    return Moments(mean, trace, jax.tree.map(jnp.subtract, mean, jax.grad(objective)(params)))
+    truth = jax.grad(values.objective(mdp, policy, params, hyper, horizon))(params)
+    return Moments(mean, trace, jax.tree.map(jnp.subtract, mean, truth))
 
 
 class _Problem(NamedTuple):
@@ -330,6 +331,9 @@ def given_values(
             f"exact.values(...).state"
         )
     value = jnp.asarray(value, dtype)
+    if not checks.is_traced(mdp) and value.shape[-1:] == (num_states,):
+        # What is never met may have no value.
+        value = jnp.where(model.visited(mdp), value, jnp.zeros_like(value))
     if value.shape == (horizon, num_states):
         return jnp.pad(value, ((0, 1), (0, 0)))
     if value.shape not in ((num_states,), (horizon + 1, num_states)):
@@ -342,6 +346,7 @@ def given_values(
 
 def check(estimator: Estimator, hyper: Hyper, horizon: int, num_episodes: int) -> None:
     """Refuses choices that have no exact moments."""
+    estimators.estimator(*estimator)
     checks.at_least("horizon", horizon, 1)
     checks.at_least("num_episodes", num_episodes, 1)
     estimators.check_hyper(hyper)

@@ -4,6 +4,7 @@ A horizon of T steps gives the finite-horizon objective, whose values depend on 
 the infinite one, discounted, or undiscounted where every episode ends.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -47,8 +48,20 @@ def expected_return(
         undiscounted infinite horizon on which some state that is visited never reaches a terminal
         one, so that J diverges.
     """
-    tables = _prepare(mdp, policy, params, hyper, horizon)
-    return tables.initial @ _state_values(tables, hyper, horizon)[0]
+    return objective(mdp, policy, params, hyper, horizon)(params)
+
+
+def objective(
+    mdp: MDP, policy: Policy, params: Params, hyper: Hyper, horizon: int | None
+) -> Callable[[Params], jax.Array]:
+    """J_gamma as a function of the parameters, to be differentiated at those it was checked at."""
+    tables_at = _checked(mdp, policy, params, hyper, horizon)
+
+    def expected(params):
+        tables = tables_at(params)
+        return tables.initial @ _state_values(tables, hyper, horizon)[0]
+
+    return expected
 
 
 def values(
@@ -59,10 +72,10 @@ def values(
         Q_t(s, a) = E[r + gamma V_{t+1}(s') | s, a],   V_t(s) = sum_a pi(a | s) Q_t(s, a)
 
     With V_T = 0, or the fixed point of both for an infinite horizon. On an undiscounted infinite
-    horizon, states that never reach a terminal one (and are never visited) have no value: NaN.
+    horizon, states that may never reach a terminal one, and are never visited, have no value: NaN.
     Arguments and errors as in `expected_return`.
     """
-    tables = _prepare(mdp, policy, params, hyper, horizon)
+    tables = _checked(mdp, policy, params, hyper, horizon)(params)
     state = _state_values(tables, hyper, horizon)
     following = state[1:] if horizon is not None else state
     future = jnp.moveaxis(tables.expect_next(following.T), -1, 0)
@@ -84,7 +97,7 @@ def visits(
     Returns:
       `[T, S]`; `[S]` summed over all t for an infinite horizon.
     """
-    tables = _prepare(mdp, policy, params, hyper, horizon)
+    tables = _checked(mdp, policy, params, hyper, horizon)(params)
     if horizon is None:
         return jnp.linalg.solve(_resolvent(tables, hyper).T, tables.initial)
     return state_probs(tables, horizon) * _powers(hyper.discount, horizon)[:, None]
@@ -99,8 +112,7 @@ def action_values(mdp: MDP, policy: Policy, hyper: Hyper, *, horizon: int):
     """
     if mdp.observation is not None:
         raise ValueError("mdp.observation hides the state, and Q is a function of the state")
-    model.check(mdp, policy)
-    model.check_horizon(horizon)
+    model.check_objective(mdp, policy, hyper, horizon)
 
     def look_up(params: Params, trajectory: Trajectory) -> jax.Array:
         table = values(mdp, policy, params, hyper, horizon=horizon).action
@@ -126,13 +138,23 @@ def average_reward(mdp: MDP, policy: Policy, params: Params) -> jax.Array:
 
     Source: Sutton & Barto 2018, eq. 10.7.
     """
-    tables = _prepare_continuing(mdp, policy, params)
-    return _stationary(tables) @ tables.policy_reward
+    return average_objective(mdp, policy, params)(params)
+
+
+def average_objective(mdp: MDP, policy: Policy, params: Params) -> Callable[[Params], jax.Array]:
+    """eta as a function of the parameters, to be differentiated at those it was checked at."""
+    tables_at = _checked_continuing(mdp, policy, params)
+
+    def eta(params):
+        tables = tables_at(params)
+        return _stationary(tables) @ tables.policy_reward
+
+    return eta
 
 
 def stationary(mdp: MDP, policy: Policy, params: Params) -> jax.Array:
     """The share of time spent in each state: mu = mu P_pi, `[S]`; errors as `average_reward`."""
-    return _stationary(_prepare_continuing(mdp, policy, params))
+    return _stationary(_checked_continuing(mdp, policy, params)(params))
 
 
 def differential_values(mdp: MDP, policy: Policy, params: Params) -> Values:
@@ -142,7 +164,7 @@ def differential_values(mdp: MDP, policy: Policy, params: Params) -> Values:
 
     Source: Sutton & Barto 2018, section 10.3.
     """
-    tables = _prepare_continuing(mdp, policy, params)
+    tables = _checked_continuing(mdp, policy, params)(params)
     probs = _stationary(tables)
     reward = tables.policy_reward
     eta = probs @ reward
@@ -152,20 +174,22 @@ def differential_values(mdp: MDP, policy: Policy, params: Params) -> Values:
     return Values(state, tables.mean_reward - eta + tables.expect_next(state))
 
 
-def _prepare(mdp, policy, params, hyper, horizon) -> Model:
-    """The tables, once the objective is known to exist."""
-    model.check_discount(hyper)
-    model.check_horizon(horizon)
-    tables = model.build(mdp, policy, params)
+def _checked(mdp, policy, params, hyper, horizon) -> Callable[[Params], Model]:
+    """The tables as a function of the parameters, once the objective is known to exist."""
+    model.check_objective(mdp, policy, hyper, horizon)
+    model.check_fit(mdp, policy, params)
     endless = _endless(mdp, policy, params, hyper, horizon)
-    if not endless.any():
-        return tables
-    # Never visited: without their moves the linear system is regular, and J is what it was.
-    return tables._replace(live=jnp.where(endless, 0, tables.live))
+
+    def tables_at(params):
+        tables = model.build(mdp, policy, params)
+        # Never visited: without their moves the linear system is regular, and J is what it was.
+        return tables._replace(live=jnp.where(endless, 0, tables.live))
+
+    return tables_at
 
 
 def _endless(mdp, policy, params, hyper, horizon) -> np.ndarray:
-    """States from which an undiscounted infinite horizon need not end, `[S]` bool.
+    """States from which an undiscounted infinite horizon may not end, `[S]` bool.
 
     Raises:
       ValueError: one of them is visited.
@@ -182,16 +206,20 @@ def _endless(mdp, policy, params, hyper, horizon) -> np.ndarray:
     if visited.any():
         raise ValueError(
             f"horizon=None with discount=1: J diverges, because state {visited.argmax()} is "
-            f"visited and never reaches a terminal state; give a horizon or a discount below 1"
+            f"visited and never reaches a terminal state; mark one terminal, or give a horizon or "
+            f"a discount below 1"
         )
-    return endless
+    return model.leads_to(possible, endless)
 
 
-def _prepare_continuing(mdp, policy, params) -> Model:
-    tables = model.build(mdp, policy, params)
+def _checked_continuing(mdp, policy, params) -> Callable[[Params], Model]:
+    """The tables as a function of the parameters, once the average reward is known to exist."""
+    tables_at = lambda params: model.build(mdp, policy, params)
+    model.check(mdp, policy)
+    model.check_fit(mdp, policy, params)
     possible = model.moves(mdp, policy, params)
     if possible is None:
-        return tables
+        return tables_at
     if np.any(mdp.terminal):
         raise ValueError(
             f"average reward is for continuing tasks, and state {np.argmax(mdp.terminal)} is "
@@ -203,7 +231,7 @@ def _prepare_continuing(mdp, policy, params) -> Model:
             f"the chain is reducible: state {apart.argmax()} and state 0 do not lead to each "
             f"other, so the average reward may depend on the start; leave out what is not recurrent"
         )
-    return tables
+    return tables_at
 
 
 def _state_values(tables: Model, hyper: Hyper, horizon: int | None) -> jax.Array:

@@ -26,6 +26,9 @@ from pgjax.lab.experiment import Setting
 
 DATA, FIGURE = "audit.nc", "audit.png"
 
+FIT_EPISODES = 64
+"""Episodes of an update that fits values, if the run has no fewer."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
@@ -210,7 +213,7 @@ def _fit(ready: Plan) -> Callable[..., Any]:
         setting.policy,
         estimators.estimator("reward_to_go", "value"),
         setting.hyper,
-        num_episodes=config.num_episodes,
+        num_episodes=min(config.num_episodes, FIT_EPISODES),
         horizon=setting.horizon,
         value_function=setting.value_function,
         chunk_size=config.chunk_size,
