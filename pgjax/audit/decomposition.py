@@ -67,7 +67,8 @@ def variance_decomposition(
     estimated by products of independent samples, without bias but for the ratio to the number of
     visits. The variance of returns is that of rollouts from the same state and action: it has the
     mean of E[(G^2 - Q^2) |s|^2], but not its noise. A baseline that is near the values also lowers
-    the noise of the state's part.
+    the noise of the state's part, and one that is far off, as a value that does not know the time
+    may be, adds to it.
 
     Args:
       key: typed PRNG key.

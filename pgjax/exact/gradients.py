@@ -64,7 +64,9 @@ def all_action_gradient(
         visits = values.visits(mdp, policy, params, hyper, horizon=horizon)
         # What is never visited may have no value.
         credit = jnp.where(visits[..., None] > 0, visits[..., None] * exact.action, 0)
-        ascent = lambda params: jnp.einsum("sa,...sa->", _probs(mdp, policy, params), credit)
+        ascent = lambda params: jnp.einsum(
+            "sa,...sa->", model.action_probs(mdp, policy, params), credit
+        )
         return jax.grad(ascent)(params), {}
 
     return gradient_fn
@@ -106,7 +108,7 @@ def fisher(
     """
     visits = values.visits(mdp, policy, params, hyper, horizon=horizon)
     visits = visits if horizon is None else jnp.sum(visits, axis=0)
-    weight = visits[:, None] * _probs(mdp, policy, params)
+    weight = visits[:, None] * model.action_probs(mdp, policy, params)
     score = model.scores(mdp, policy, params)
     return jnp.einsum("sa,sad,sae->de", weight, score, score)
 
@@ -130,9 +132,3 @@ def _ascend(objective: Callable[[Params], Callable[[Params], jax.Array]], name: 
         return gradient, {name: value}
 
     return gradient_fn
-
-
-def _probs(mdp, policy, params):
-    """pi(a | s), `[S, A]`; zero in terminal states."""
-    probs = jnp.exp(model.log_probs(mdp, policy, params))
-    return jnp.where(jnp.asarray(mdp.terminal, bool)[:, None], 0, probs)

@@ -51,12 +51,10 @@ def build(mdp: MDP, policy: Policy, params: Params) -> Model:
     check(mdp, policy)
     check_fit(mdp, policy, params)
     live = ~jnp.asarray(mdp.terminal, bool)
-    rows = live[:, None]
     dtype = jnp.result_type(float)
-    probs = jnp.exp(log_probs(mdp, policy, params)).astype(dtype)
-    blank = lambda x: jnp.where(rows[..., None], jnp.asarray(x, dtype), 0)
+    blank = lambda x: jnp.where(live[:, None, None], jnp.asarray(x, dtype), 0)
     return Model(
-        probs=jnp.where(rows, probs, 0),
+        probs=action_probs(mdp, policy, params).astype(dtype),
         transition=blank(mdp.transition),
         reward=blank(mdp.reward),
         initial=jnp.asarray(mdp.initial, dtype),
@@ -91,6 +89,12 @@ def check_objective(mdp: MDP, policy: Policy, hyper: Any, horizon: int | None) -
     check(mdp, policy)
     check_discount(hyper)
     check_horizon(horizon)
+
+
+def action_probs(mdp: MDP, policy: Policy, params: Params) -> jax.Array:
+    """pi(a | s), `[S, A]`; zero in terminal states."""
+    probs = jnp.exp(log_probs(mdp, policy, params))
+    return jnp.where(jnp.asarray(mdp.terminal, bool)[:, None], 0, probs)
 
 
 def log_probs(mdp: MDP, policy: Policy, params: Params) -> jax.Array:
