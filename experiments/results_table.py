@@ -52,7 +52,7 @@ def train(name: str, directory: Path) -> dict:
     results = {
         acting: evaluation.evaluate(
             found.experiment,
-            found.keys,
+            found.inputs,
             progress.state.params,
             num_episodes=found.config.evaluation_episodes,
             greedy=acting == "greedy",

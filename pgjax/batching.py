@@ -1,9 +1,12 @@
-"""Loop bounds that stay the same for a whole vmapped batch.
+"""How programs behave when they are vmapped: loop bounds that all share, and work done in turn.
 
 A `while_loop` whose condition differs over a vmapped axis selects between old and new carry at
-every iteration, which copies a trajectory again and again. These reductions reduce over the
-vmapped axes too, so that the loop runs until all are done.
+every iteration, which copies a trajectory again and again. `any_of_all` and `max_of_all` reduce
+over the vmapped axes too, so that the loop runs until all are done.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,3 +32,52 @@ def max_of_all(x: jax.Array) -> jax.Array:
 @max_of_all.def_vmap
 def _(axis_size, in_batched, x):
     return max_of_all(x), False
+
+
+def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, whose vmapped calls are made in turn on a CPU, and side by side elsewhere.
+
+    For work that fills a core's cache by itself: in turn, each call has loop bounds of its own
+    and sums in an order that the others do not change, so that its result is the same bits
+    however many there are. Numbers that are no arrays stay constants, and what `function` closes
+    over must not be vmapped.
+    """
+
+    def call(*args):
+        leaves, structure = jax.tree.flatten(args)
+        arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+
+        def restored(*arrays):
+            given = iter(arrays)
+            filled = [next(given) if isinstance(x, jax.Array) else x for x in leaves]
+            return function(*jax.tree.unflatten(structure, filled))
+
+        return _in_turn(restored)(*arrays)
+
+    return call
+
+
+def _in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
+    apply = jax.custom_batching.custom_vmap(function)
+
+    @apply.def_vmap
+    def _(axis_size, in_batched, *arrays):
+        if jax.default_backend() != "cpu":
+            axes = [0 if batched else None for batched in in_batched]
+            out = jax.vmap(function, axes, axis_size=axis_size)(*arrays)
+            return out, jax.tree.map(lambda _: True, out)
+
+        def one(index):
+            pairs = zip(arrays, in_batched, strict=True)
+            return apply(*(x[index] if batched else x for x, batched in pairs))
+
+        def store(index, out):
+            return jax.tree.map(lambda buffer, x: buffer.at[index].set(x), out, one(index))
+
+        blank = lambda x: jnp.zeros((axis_size, *x.shape), x.dtype)
+        # Unknown to the compiler, so that it does not fuse a single call with what surrounds it.
+        num = jax.lax.optimization_barrier(jnp.int32(axis_size))
+        out = jax.lax.fori_loop(0, num, store, jax.tree.map(blank, jax.eval_shape(one, 0)))
+        return out, jax.tree.map(lambda _: True, out)
+
+    return apply

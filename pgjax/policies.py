@@ -264,7 +264,9 @@ def make(
       ValueError: unknown names, or a policy that does not fit the spaces.
     """
     checks.choice("policy", kind, POLICIES)
-    obs_space, space = env.observation_space(env_params), env.action_space(env_params)
+    # Also while a program is traced, spaces are to be numbers that can be looked at.
+    with jax.ensure_compile_time_eval():
+        obs_space, space = env.observation_space(env_params), env.action_space(env_params)
     if kind == "tabular":
         if distribution not in ("auto", "categorical"):
             raise ValueError(f"distribution={distribution!r} does not go with policy='tabular'")
@@ -272,7 +274,8 @@ def make(
         if not isinstance(space, spaces.Discrete):
             raise ValueError(f"policy='tabular' needs discrete actions; {env.name} has {space}")
         return tabular(obs_space.n, space.n)
-    head = heads.for_space(space, distribution, env.name)
+    with jax.ensure_compile_time_eval():
+        head = heads.for_space(space, distribution, env.name)
     features = _features(obs_space)
     if kind == "linear":
         return linear(head, features=features, free_value=initial_log_std)

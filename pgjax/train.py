@@ -65,7 +65,8 @@ def step(
       optimizer: the optax transformation `state` was made with.
 
     Returns:
-      The next state, and the gradient's metrics with `gradient_norm` and `finite` (bool).
+      The next state, and the gradient's metrics with `gradient_norm`, `param_norm` (after the
+      step) and `finite` (bool).
     """
     key = jax.random.fold_in(key, state.step)
     gradient, gradient_state, metrics = _lift(gradient_fn).step(
@@ -80,7 +81,11 @@ def step(
         (params, opt_state, gradient_state),
         (state.params, state.opt_state, state.gradient_state),
     )
-    metrics = metrics | {"gradient_norm": optax.tree.norm(gradient), "finite": finite}
+    metrics = metrics | {
+        "gradient_norm": optax.tree.norm(gradient),
+        "param_norm": optax.tree.norm(params),
+        "finite": finite,
+    }
     skipped = state.skipped + ~finite
     return TrainState(params, opt_state, gradient_state, state.step + 1, skipped), metrics
 

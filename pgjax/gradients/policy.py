@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pgjax import checks, estimators, rollout, score
+from pgjax import batching, checks, estimators, rollout, score
 from pgjax.distributions import Distribution
 from pgjax.estimators import Estimator, Hyper
 from pgjax.gradients.chunks import CHUNK_SIZE, accumulate, policy_samples
@@ -140,21 +140,25 @@ def both_parts(
     policy_state: Any = None,
 ) -> tuple[Params, Metrics]:
     """Gradient of given trajectories, with the value's part and loss where there is one."""
-    value = next_value = None
-    if value_function is not None:
-        value, next_value = values(value_function, params["value"], trajectory, chunk_size)
-    steps = make_steps(estimator, trajectory, value, next_value)
-    weight = estimators.psi(estimator, steps, hyper)
-    bonus = entropy_bonus(estimator.state_weighting, trajectory, hyper)
-    own = policy_part(params, value_function)
-    gradient = ascent(own, trajectory, weight, bonus, policy, chunk_size, policy_state)
-    if value_function is None:
-        return gradient, {}
-    target = estimators.value_target(estimator, steps, hyper)
-    predict = lambda params, obs, action: value_function.apply(params, obs)
-    value_gradient = regression(params["value"], trajectory, target, predict, chunk_size)
-    value_loss = 0.5 * live_mean((steps.value - target) ** 2, trajectory.mask)
-    return {"policy": gradient, "value": value_gradient}, {"value_loss": value_loss}
+
+    def parts(params, trajectory, hyper, policy_state):
+        value = next_value = None
+        if value_function is not None:
+            value, next_value = values(value_function, params["value"], trajectory, chunk_size)
+        steps = make_steps(estimator, trajectory, value, next_value)
+        weight = estimators.psi(estimator, steps, hyper)
+        bonus = entropy_bonus(estimator.state_weighting, trajectory, hyper)
+        own = policy_part(params, value_function)
+        gradient = ascent(own, trajectory, weight, bonus, policy, chunk_size, policy_state)
+        if value_function is None:
+            return gradient, {}
+        target = estimators.value_target(estimator, steps, hyper)
+        predict = lambda params, obs, action: value_function.apply(params, obs)
+        value_gradient = regression(params["value"], trajectory, target, predict, chunk_size)
+        value_loss = 0.5 * live_mean((steps.value - target) ** 2, trajectory.mask)
+        return {"policy": gradient, "value": value_gradient}, {"value_loss": value_loss}
+
+    return batching.one_at_a_time(parts)(params, trajectory, hyper, policy_state)
 
 
 def log_prob_taken(distribution: Distribution, action: jax.Array) -> jax.Array:

@@ -171,7 +171,7 @@ def _gradient_fn(setting: Setting, config: Config, choices: Choices, estimator: 
 
 
 def _start(setting: Setting, config: Config) -> Point:
-    key = experiment.keys(config).init[0]
+    key = experiment.inputs([dataclasses.replace(config, seeds=1)]).init[0]
     obs = experiment.blank_observation(setting.env, setting.env_params)
     policy_key, _, _ = jax.random.split(key, 3)
     return Point(0, 0, {"policy": setting.policy.init(policy_key, obs), "value": None})
@@ -180,9 +180,9 @@ def _start(setting: Setting, config: Config) -> Point:
 def _points(config: Config, run: Path) -> list[Point]:
     """The start of a run and its checkpoints, those of the first seed."""
     found, _ = directory.find(run)
-    trainer = experiment.over_seeds(experiment.build(config))
-    keys = experiment.keys(config)
-    template = jax.eval_shape(trainer.init, keys.init)
+    trainer = experiment.over_runs(experiment.build(config))
+    inputs = experiment.inputs(experiment.each_seed(config))
+    template = jax.eval_shape(trainer.init, inputs)
     states = dict(checkpoints.intact(found.checkpoints, template, runs.identity(config)))
     if not states:
         raise ValueError(f"run {run} has no checkpoint that can be read")
@@ -191,7 +191,7 @@ def _points(config: Config, run: Path) -> list[Point]:
     missing = set(states) - set(steps)
     if missing:
         raise ValueError(f"{found.metrics} does not hold update {min(missing)}")
-    states[0] = trainer.init(keys.init)
+    states[0] = trainer.init(inputs)
     form = estimators.estimator(config.form, config.baseline, config.state_weighting)
     points = []
     for update in sorted(states):

@@ -159,7 +159,7 @@ def _evaluate(
         found, progress = runs.load(run)
     result = evaluation.evaluate(
         found.experiment,
-        found.keys,
+        found.inputs,
         progress.state.params,
         num_episodes=episodes,
         draw=seed,

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 
 from pgjax.lab import statistics
-from pgjax.lab.experiment import Experiment, Keys
+from pgjax.lab.experiment import Experiment, Inputs
 
 
 def evaluate(
     experiment: Experiment,
-    keys: Keys,
+    inputs: Inputs,
     params: Any,
     *,
     num_episodes: int,
@@ -21,7 +21,7 @@ def evaluate(
 
     Args:
       experiment: over seeds.
-      keys: of every seed.
+      inputs: of every seed.
       params: of every seed.
       num_episodes: episodes a seed.
       draw: which fresh episodes; the same number gives the same ones.
@@ -31,9 +31,7 @@ def evaluate(
       Plain numbers: `return` and `episode_length`, each with `per_seed`, `centre` (their
       interquartile mean; of fewer than four seeds, the mean) and its 95% `interval`.
     """
-    found = experiment.evaluate(
-        keys.evaluation, params, num_episodes=num_episodes, draw=draw, greedy=greedy
-    )
+    found = experiment.evaluate(inputs, params, num_episodes=num_episodes, draw=draw, greedy=greedy)
     measures = {name: _summary(np.asarray(x)) for name, x in found.items()}
     return {"episodes": num_episodes, "draw": draw, "greedy": greedy, **measures}
 

@@ -1,6 +1,8 @@
 """From a config to the pure functions of a run, each for one seed."""
 
-from collections.abc import Callable
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,27 +10,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, PartitionSpec
 
 from pgjax import environments, estimators, gradients, policies, rollout, score, train
 from pgjax.lab import config as configs
 from pgjax.lab.config import Config
 from pgjax.train import TrainState
 
+NUMBERS = (
+    "learning_rate",
+    "value_learning_rate",
+    "discount",
+    "lambda_",
+    "n",
+    "constant",
+    "entropy_cost",
+    "max_grad_norm",
+    "initial_log_std",
+)
+"""What a compiled program of a run takes as an argument, beside numbers of the environment."""
 
-class Experiment(NamedTuple):
-    """What a run does, for one seed as `build` gives it, for many after `over_seeds`."""
-
-    init: Callable[[jax.Array], TrainState]  # key -> state
-    train: Callable[..., tuple[TrainState, score.Metrics]]  # (key, state, *, num_steps) -> ...
-    evaluate: Callable[..., score.Metrics]  # (key, params, *, num_episodes, ...) -> [N] each
+ENV_PARAMS = "env_params."
+"""What the names of the environment's numbers start with."""
 
 
-class Keys(NamedTuple):
-    """What the key of a seed is split into, one key a purpose."""
+class Inputs(NamedTuple):
+    """All that tells one run from another of the same program: keys, one a purpose, and numbers."""
 
     init: jax.Array
     train: jax.Array
     evaluation: jax.Array
+    numbers: dict[str, jax.Array]
+
+
+class Experiment(NamedTuple):
+    """What a run does, for one run as `build` gives it, for many after `over_runs`."""
+
+    init: Callable[[Inputs], TrainState]
+    train: Callable[..., tuple[TrainState, score.Metrics]]  # (inputs, state, *, num_steps) -> ...
+    evaluate: Callable[..., score.Metrics]  # (inputs, params, *, num_episodes, ...) -> [N] each
 
 
 class Setting(NamedTuple):
@@ -51,17 +71,26 @@ def setting(config: Config) -> Setting:
     configs.validate(config)
     env, env_params = environments.make(config.env, **config.env_params)
     horizon = _horizon(config, env_params)
-    network = {"hidden": config.hidden, "activation": config.activation}
-    policy = policies.make(
-        config.policy,
-        env,
-        env_params,
-        distribution=config.distribution,
-        initial_log_std=config.initial_log_std,
-        **network,
-    )
-    value_function = policies.make_value(config.policy, env, env_params, **network)
+    value_function = policies.make_value(config.policy, env, env_params, **_network(config))
+    policy = _policy(config, env, env_params, config.initial_log_std)
     return Setting(env, env_params, policy, value_function, _hyper(config), horizon)
+
+
+def numbers(config: Config) -> dict[str, float]:
+    """The numbers of a run that its program takes as arguments, by name.
+
+    Runs that differ in nothing else share a program. The weight of an entropy bonus that is zero
+    and a norm of None are no numbers: their programs have no bonus and clip nothing.
+    """
+    own = {name: getattr(config, name) for name in NUMBERS}
+    if own["entropy_cost"] == 0:
+        del own["entropy_cost"]
+    theirs = {
+        ENV_PARAMS + name: x
+        for name, x in config.env_params.items()
+        if _can_be_traced(config.env, name)
+    }
+    return {name: float(x) for name, x in (own | theirs).items() if x is not None}
 
 
 def blank_observation(env: Any, env_params: Any) -> jax.Array:
@@ -73,47 +102,60 @@ def blank_observation(env: Any, env_params: Any) -> jax.Array:
 def build(config: Config) -> Experiment:
     """Checks every choice and puts the experiment together.
 
+    The config's own numbers and seed are not looked at again: a run takes them from its `Inputs`.
+
     Raises:
       ValueError: names the argument, its value and what is allowed.
     """
-    env, env_params, policy, values, hyper, horizon = setting(config)
+    base = setting(config)
     estimator = estimators.estimator(config.form, config.baseline, config.state_weighting)
-    value_function = values if estimators.needs_value(estimator) else None
-    gradient_fn = gradients.policy_gradient(
-        env,
-        env_params,
-        policy,
-        estimator,
-        hyper,
-        num_episodes=config.num_episodes,
-        horizon=horizon,
-        value_function=value_function,
-        chunk_size=config.chunk_size,
-    )
-    ascent = optimizer(config, with_value=value_function is not None)
+    value_function = base.value_function if estimators.needs_value(estimator) else None
 
-    def init(key: jax.Array) -> TrainState:
-        policy_key, value_key, gradient_key = jax.random.split(key, 3)
-        obs = blank_observation(env, env_params)
-        params = policy.init(policy_key, obs)
+    def gradient(setting: Setting) -> score.GradientFn:
+        return gradients.policy_gradient(
+            setting.env,
+            setting.env_params,
+            setting.policy,
+            estimator,
+            setting.hyper,
+            num_episodes=config.num_episodes,
+            horizon=setting.horizon,
+            value_function=value_function,
+            chunk_size=config.chunk_size,
+        )
+
+    def parts(numbers: dict[str, Any]):
+        own = _at(base, config, numbers)
+        ascent = optimizer(config, numbers, with_value=value_function is not None)
+        return own, gradient(own), ascent
+
+    gradient(base)  # refuses what cannot be, before anything is traced
+
+    def init(inputs: Inputs) -> TrainState:
+        own, gradient_fn, ascent = parts(inputs.numbers)
+        policy_key, value_key, gradient_key = jax.random.split(inputs.init, 3)
+        obs = blank_observation(own.env, own.env_params)
+        params = own.policy.init(policy_key, obs)
         if value_function is not None:
             params = {"policy": params, "value": value_function.init(value_key, obs)}
         return train.init(gradient_key, params, ascent, gradient_fn)
 
-    def run(key: jax.Array, state: TrainState, *, num_steps: int):
-        return train.train(key, state, gradient_fn, ascent, num_steps=num_steps)
+    def run(inputs: Inputs, state: TrainState, *, num_steps: int):
+        _, gradient_fn, ascent = parts(inputs.numbers)
+        return train.train(inputs.train, state, gradient_fn, ascent, num_steps=num_steps)
 
     def evaluate(
-        key: jax.Array, params: Any, *, num_episodes: int, draw: int = 0, greedy: bool = False
+        inputs: Inputs, params: Any, *, num_episodes: int, draw: int = 0, greedy: bool = False
     ):
+        own, _, _ = parts(inputs.numbers)
         trajectory = rollout.episodes(
-            jax.random.fold_in(key, draw),
-            env,
-            env_params,
-            policies.greedy(policy) if greedy else policy,
+            jax.random.fold_in(inputs.evaluation, draw),
+            own.env,
+            own.env_params,
+            policies.greedy(own.policy) if greedy else own.policy,
             params if value_function is None else params["policy"],
             num_episodes=num_episodes,
-            horizon=horizon,
+            horizon=own.horizon,
         )
         return {
             "return": jnp.sum(trajectory.reward, axis=1),
@@ -135,23 +177,32 @@ def describe(config: Config) -> str:
     )
 
 
-def over_seeds(experiment: Experiment) -> Experiment:
-    """The same for many seeds in one compiled program; every array leads with an axis of seeds.
+def over_runs(experiment: Experiment, devices: Sequence[jax.Device] = ()) -> Experiment:
+    """The same for many runs in one compiled program; every array leads with an axis of runs.
 
     The state given to `train` is donated. Each function compiles once a shape.
-    """
 
-    def train(key: jax.Array, state: TrainState, *, num_steps: int):
-        return jax.vmap(partial(experiment.train, num_steps=num_steps))(key, state)
+    Args:
+      experiment: of one run.
+      devices: what the runs are shared out over, evenly; none and one leave them where JAX puts
+        them. Devices do not wait for each other while they train.
+    """
+    spread = lambda function: function
+    if len(devices) > 1:
+        mesh, runs = Mesh(np.array(devices), ("runs",)), PartitionSpec("runs")
+        spread = partial(jax.shard_map, mesh=mesh, in_specs=runs, out_specs=runs, check_vma=False)
+
+    def train(inputs: Inputs, state: TrainState, *, num_steps: int):
+        return spread(jax.vmap(partial(experiment.train, num_steps=num_steps)))(inputs, state)
 
     def evaluate(
-        key: jax.Array, params: Any, *, num_episodes: int, draw: int = 0, greedy: bool = False
+        inputs: Inputs, params: Any, *, num_episodes: int, draw: int = 0, greedy: bool = False
     ):
         one = partial(experiment.evaluate, num_episodes=num_episodes, draw=draw, greedy=greedy)
-        return jax.vmap(one)(key, params)
+        return spread(jax.vmap(one))(inputs, params)
 
     return Experiment(
-        init=_compiled(jax.vmap(experiment.init), effort=0),
+        init=_compiled(spread(jax.vmap(experiment.init)), effort=0),
         train=_compiled(train, effort=1, static_argnames="num_steps", donate_argnums=1),
         evaluate=_compiled(evaluate, effort=0, static_argnames=("num_episodes", "greedy")),
     )
@@ -168,35 +219,53 @@ def _compiled(function: Callable[..., Any], *, effort: int, **kwargs: Any) -> Ca
     return jax.jit(function, compiler_options=options, **kwargs)
 
 
-def keys(config: Config) -> Keys:
-    """The keys of every seed of a run, each split once by purpose."""
+def each_seed(config: Config) -> list[Config]:
+    """The runs of a config, one a seed."""
+    alone = dataclasses.replace(config, seeds=1)
+    return [dataclasses.replace(alone, seed=config.seed + index) for index in range(config.seeds)]
+
+
+def inputs(runs: Sequence[Config]) -> Inputs:
+    """What the runs of one program are given, each array with a leading axis of runs.
+
+    Args:
+      runs: configs of one seed each, that differ in their numbers and seeds only.
+    """
 
     @jax.jit
     @jax.vmap
-    def split(seed: jax.Array) -> Keys:
-        return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
+    def split(seed: jax.Array) -> Any:
+        return tuple(jax.random.split(jax.random.key(seed), 3))
 
-    return split(config.seed + np.arange(config.seeds, dtype=np.uint32))
+    keys = split(np.array([run.seed for run in runs], np.uint32))
+    rows = [numbers(run) for run in runs]
+    dtype = jnp.result_type(float)
+    stacked = {name: np.array([row[name] for row in rows], dtype) for name in rows[0]}
+    return Inputs(*keys, stacked)
 
 
-def optimizer(config: Config, *, with_value: bool) -> optax.GradientTransformation:
+def optimizer(
+    config: Config, numbers: dict[str, Any], *, with_value: bool
+) -> optax.GradientTransformation:
     """The optax transformation of a config; policy and value function never mix in it."""
-    policy = _optimizer(config, config.learning_rate)
+    policy = _optimizer(config, numbers, "learning_rate")
     if not with_value:
         return policy
-    value = _optimizer(config, config.value_learning_rate)
+    value = _optimizer(config, numbers, "value_learning_rate")
     labels = {"policy": "policy", "value": "value"}
     return optax.partition({"policy": policy, "value": value}, labels)
 
 
-def _optimizer(config: Config, learning_rate: float) -> optax.GradientTransformation:
-    ascent = getattr(optax, config.optimizer)(_schedule(config, learning_rate))
-    if config.max_grad_norm is None:
+def _optimizer(
+    config: Config, numbers: dict[str, Any], learning_rate: str
+) -> optax.GradientTransformation:
+    ascent = getattr(optax, config.optimizer)(_schedule(config, numbers[learning_rate]))
+    if "max_grad_norm" not in numbers:
         return ascent
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), ascent)
+    return optax.chain(optax.clip_by_global_norm(numbers["max_grad_norm"]), ascent)
 
 
-def _schedule(config: Config, learning_rate: float) -> optax.ScalarOrSchedule:
+def _schedule(config: Config, learning_rate: Any) -> optax.ScalarOrSchedule:
     if config.schedule == "linear":
         return optax.linear_schedule(learning_rate, 0.0, config.num_updates)
     if config.schedule == "cosine":
@@ -204,10 +273,63 @@ def _schedule(config: Config, learning_rate: float) -> optax.ScalarOrSchedule:
     return learning_rate
 
 
+def _at(base: Setting, config: Config, numbers: dict[str, Any]) -> Setting:
+    """A setting with given numbers, which may be traced, in place of the config's own."""
+    theirs = {
+        name.removeprefix(ENV_PARAMS): x
+        for name, x in numbers.items()
+        if name.startswith(ENV_PARAMS)
+    }
+    env_params = base.env_params.replace(**theirs)
+    hyper = {name: numbers.get(name, getattr(base.hyper, name)) for name in base.hyper._fields}
+    return base._replace(
+        env_params=env_params,
+        policy=_policy(config, base.env, env_params, numbers["initial_log_std"]),
+        hyper=estimators.Hyper(**hyper),
+    )
+
+
+def _policy(config: Config, env: Any, env_params: Any, initial_log_std: Any) -> policies.Policy:
+    return policies.make(
+        config.policy,
+        env,
+        env_params,
+        distribution=config.distribution,
+        initial_log_std=initial_log_std,
+        **_network(config),
+    )
+
+
+def _network(config: Config) -> dict[str, Any]:
+    return {"hidden": config.hidden, "activation": config.activation}
+
+
 def _hyper(config: Config) -> estimators.Hyper:
     return estimators.Hyper(
         **{field: float(getattr(config, field)) for field in estimators.Hyper._fields}
     )
+
+
+@functools.cache
+def _can_be_traced(env: str, name: str) -> bool:
+    """Whether a parameter of an environment is a number that no shape and no choice depends on."""
+    made, default = environments.make(env)
+    value = getattr(default, name, None)
+    if not isinstance(value, float):
+        return False
+
+    def look(key, number):
+        env_params = default.replace(**{name: number})
+        policies.make("linear", made, env_params)
+        obs, state = made.reset_env(key, env_params)
+        action = made.action_space(env_params).sample(key)
+        return obs, made.step_env(key, state, action, env_params)
+
+    try:
+        jax.eval_shape(look, jax.random.key(0), jnp.float32(value))
+    except jax.errors.JAXTypeError:
+        return False
+    return True
 
 
 def _horizon(config: Config, env_params: Any) -> int:

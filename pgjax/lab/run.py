@@ -11,26 +11,27 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from pgjax.lab import checkpoints, directory, evaluation, experiment, interrupts, plots, records
+from pgjax.lab import (
+    advance,
+    checkpoints,
+    directory,
+    evaluation,
+    experiment,
+    interrupts,
+    plots,
+    records,
+)
+from pgjax.lab.advance import Progress
 from pgjax.lab.config import Config
 from pgjax.lab.directory import Directory
-from pgjax.lab.experiment import Experiment, Keys
+from pgjax.lab.experiment import Experiment, Inputs
 from pgjax.train import TrainState
-
-
-class Progress(NamedTuple):
-    """How far a run has come; arrays lead with an axis of seeds."""
-
-    update: int
-    state: TrainState
-    env_steps: np.ndarray  # [seeds] int64
-    skipped: np.ndarray  # [seeds] updates whose gradient was not finite
 
 
 class Run(NamedTuple):
@@ -39,7 +40,7 @@ class Run(NamedTuple):
     directory: Directory
     config: Config
     experiment: Experiment  # over seeds
-    keys: Keys
+    inputs: Inputs  # of each seed
     restored: Progress | None  # None at the start
 
 
@@ -50,13 +51,13 @@ def start(config: Config) -> Run:
       ValueError: a choice that cannot be, or a directory that exists; nothing is written then.
     """
     with _fitting(config):
-        trainer = experiment.over_seeds(experiment.build(config))
+        trainer = experiment.over_runs(experiment.build(config))
         directory.vacant(config)
-        keys = experiment.keys(config)
+        inputs = experiment.inputs(experiment.each_seed(config))
         # Tracing finds what does not fit together, and compiling uses the trace again.
-        state = jax.eval_shape(trainer.init, keys.init)
-        trainer.train.trace(keys.train, state, num_steps=next(_sizes(config, 0)))
-    return Run(directory.create(config), config, trainer, keys, None)
+        state = jax.eval_shape(trainer.init, inputs)
+        trainer.train.trace(inputs, state, num_steps=next(_sizes(config, 0)))
+    return Run(directory.create(config), config, trainer, inputs, None)
 
 
 def resume(path: str | Path) -> Run:
@@ -159,10 +160,10 @@ def _fitting(config: Config) -> Iterator[None]:
 def _look(path: str | Path) -> Run:
     found, config = directory.find(path)
     with _fitting(config):
-        trainer = experiment.over_seeds(experiment.build(config))
-        keys = experiment.keys(config)
-        template = jax.eval_shape(trainer.init, keys.init)
-    return Run(found, config, trainer, keys, _restore(found, config, template))
+        trainer = experiment.over_runs(experiment.build(config))
+        inputs = experiment.inputs(experiment.each_seed(config))
+        template = jax.eval_shape(trainer.init, inputs)
+    return Run(found, config, trainer, inputs, _restore(found, config, template))
 
 
 def _conclude(run: Run, progress: Progress) -> None:
@@ -170,7 +171,7 @@ def _conclude(run: Run, progress: Progress) -> None:
     _report_skipped(run)
     found = evaluation.evaluate(
         run.experiment,
-        run.keys,
+        run.inputs,
         progress.state.params,
         num_episodes=run.config.evaluation_episodes,
     )
@@ -198,14 +199,13 @@ def _restore(found: Directory, config: Config, template: TrainState) -> Progress
 def _begin(run: Run) -> Progress:
     if run.restored is not None:
         return run.restored
-    none = np.zeros(run.config.seeds, np.int64)
-    return Progress(0, run.experiment.init(run.keys.init), none, none)
+    return advance.begin(run.experiment, run.inputs)
 
 
 def _compile_evaluation(run: Run) -> None:
-    state = jax.eval_shape(run.experiment.init, run.keys.init)
+    state = jax.eval_shape(run.experiment.init, run.inputs)
     run.experiment.evaluate.lower(
-        run.keys.evaluation,
+        run.inputs,
         state.params,
         num_episodes=run.config.evaluation_episodes,
         draw=0,
@@ -223,12 +223,13 @@ def _sizes(config: Config, update: int) -> Iterator[int]:
 
 def _train(run: Run, beginning: Future[Progress], signals: list[int]) -> Progress:
     config, files = run.config, run.directory
-    state = jax.eval_shape(run.experiment.init, run.keys.init)
+    state = jax.eval_shape(run.experiment.init, run.inputs)
     update = 0 if run.restored is None else run.restored.update
     size = next(_sizes(config, update), None)
     if size is not None:
-        run.experiment.train.lower(run.keys.train, state, num_steps=size).compile()
+        run.experiment.train.lower(run.inputs, state, num_steps=size).compile()
     progress, saved = beginning.result(), update
+    seeds = config.seed + np.arange(config.seeds)
     with records.Records(files.metrics) as metrics, records.Records(files.timings) as timings:
         with tqdm(total=config.num_updates, initial=update, unit="update", file=sys.stderr) as bar:
             for size in _sizes(config, update):
@@ -236,8 +237,8 @@ def _train(run: Run, beginning: Future[Progress], signals: list[int]) -> Progres
                     break
                 begun = time.perf_counter()
                 before = progress
-                progress, rows = _call(run, progress, size)
-                metrics.append(rows)
+                progress, found = advance.call(run.experiment, run.inputs, progress, size)
+                metrics.append(advance.rows(found, first_update=before.update + 1, seeds=seeds))
                 seconds = time.perf_counter() - begun
                 steps = int(np.sum(progress.env_steps - before.env_steps))
                 timings.append(
@@ -246,29 +247,13 @@ def _train(run: Run, beginning: Future[Progress], signals: list[int]) -> Progres
                 if _is_due(config, before.update, progress.update):
                     _save(run, progress)
                     saved = progress.update
-                mean = np.mean([row["return"] for row in rows[-config.seeds :]])
+                mean = np.mean(found["return"][:, -1])
                 bar.set_postfix_str(f"return {mean:.4g}, {steps / seconds / 1e6:.2f} M steps/s")
                 bar.update(size)
     # Whenever a signal came, what it stopped is kept.
     if progress.update != saved:
         _save(run, progress)
     return progress
-
-
-def _call(run: Run, before: Progress, size: int) -> tuple[Progress, list[dict[str, Any]]]:
-    """One compiled call of `size` updates, and the records of what it did."""
-    state, metrics = run.experiment.train(run.keys.train, before.state, num_steps=size)
-    metrics = jax.device_get(metrics)
-    env_steps = before.env_steps[:, None] + np.cumsum(metrics["env_steps"], axis=1, dtype=np.int64)
-    skipped = before.skipped[:, None] + np.cumsum(~metrics["finite"], axis=1)
-    metrics |= {"env_steps": env_steps, "skipped": skipped}
-    rows = [
-        {"update": before.update + 1 + index, "seed": run.config.seed + seed}
-        | {name: values[seed, index] for name, values in metrics.items()}
-        for index in range(size)
-        for seed in range(run.config.seeds)
-    ]
-    return Progress(before.update + size, state, env_steps[:, -1], skipped[:, -1]), rows
 
 
 def _is_due(config: Config, before: int, after: int) -> bool:

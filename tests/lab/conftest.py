@@ -27,17 +27,17 @@ TINY = config.Config(
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once():
     """Runs of the same choices share their compiled programs, or compiling would be all we do."""
-    build, over_seeds, built = experiment.build, experiment.over_seeds, {}
+    build, over_runs, built = experiment.build, experiment.over_runs, {}
 
     def build_once(settings):
-        choices = run.identity(dataclasses.replace(settings, seed=0))
+        choices = run.identity(dataclasses.replace(settings, seed=0, seeds=1))
         if choices not in built:
             built[choices] = build(settings)
         return built[choices]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "build", build_once)
-        patch.setattr(experiment, "over_seeds", functools.cache(over_seeds))
+        patch.setattr(experiment, "over_runs", functools.cache(over_runs))
         yield
 
 

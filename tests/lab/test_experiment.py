@@ -13,15 +13,14 @@ from pgjax.lab.config import Config
 
 def test_many_seeds_in_one_program_are_many_runs_of_one_seed(tiny):
     built = experiment.build(tiny)
-    together = experiment.over_seeds(built)
-    keys = experiment.keys(tiny)
-    states, metrics = together.train(keys.train, together.init(keys.init), num_steps=3)
-    for index in range(tiny.seeds):
-        alone = experiment.keys(dataclasses.replace(tiny, seed=tiny.seed + index, seeds=1))
-        alone = jax.tree.map(lambda key: key[0], alone)
-        state, expected = jax.jit(built.train, static_argnames="num_steps")(
-            alone.train, built.init(alone.init), num_steps=3
-        )
+    together = experiment.over_runs(built)
+    seeds = experiment.each_seed(tiny)
+    inputs = experiment.inputs(seeds)
+    states, metrics = together.train(inputs, together.init(inputs), num_steps=3)
+    for index, seed in enumerate(seeds):
+        alone = jax.tree.map(lambda x: x[0], experiment.inputs([seed]))
+        train = jax.jit(built.train, static_argnames="num_steps")
+        state, expected = train(alone, built.init(alone), num_steps=3)
         for name, values in expected.items():
             np.testing.assert_allclose(metrics[name][index], values, rtol=1e-5, err_msg=name)
         for many, one in zip(jax.tree.leaves(states), jax.tree.leaves(state), strict=True):
@@ -38,20 +37,24 @@ def test_a_run_says_whether_what_it_ascends_is_biased():
 
 
 def test_no_key_serves_two_purposes():
-    keys = experiment.keys(Config(seed=3, seeds=4))
+    inputs = experiment.inputs(experiment.each_seed(Config(seed=3, seeds=4)))
+    keys = (inputs.init, inputs.train, inputs.evaluation)
     data = np.concatenate([jax.random.key_data(key) for key in keys])
     assert len(np.unique(data, axis=0)) == 3 * 4
 
 
 def test_seeds_overlap_where_their_numbers_do():
-    first, second = experiment.keys(Config(seed=0, seeds=3)), experiment.keys(Config(seed=2))
+    first, second = (
+        experiment.inputs(experiment.each_seed(config))
+        for config in (Config(seed=0, seeds=3), Config(seed=2))
+    )
     assert first.train[2] == second.train[0]
     assert first.train[1] != second.train[0]
 
 
 def test_the_value_function_has_an_optimiser_of_its_own():
     config = Config(optimizer="sgd", learning_rate=0.0, value_learning_rate=0.5, max_grad_norm=1.0)
-    optimizer = experiment.optimizer(config, with_value=True)
+    optimizer = experiment.optimizer(config, experiment.numbers(config), with_value=True)
     gradient = {"policy": jnp.array([300.0, 400.0]), "value": jnp.array([0.6, 0.8])}
     updates, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
     np.testing.assert_array_equal(updates["policy"], 0)
@@ -61,21 +64,56 @@ def test_the_value_function_has_an_optimiser_of_its_own():
 
 def test_gradients_are_clipped_by_their_global_norm():
     config = Config(optimizer="sgd", learning_rate=1.0, max_grad_norm=1.0)
-    optimizer = experiment.optimizer(config, with_value=False)
+    optimizer = experiment.optimizer(config, experiment.numbers(config), with_value=False)
     gradient = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
     updates, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
     np.testing.assert_allclose([updates["a"][0], updates["b"][0]], [-0.6, -0.8], rtol=1e-6)
 
 
 def test_evaluation_acts_by_the_mode_only_when_told(tiny):
-    built = experiment.over_seeds(experiment.build(tiny))
-    keys = experiment.keys(tiny)
-    params = built.init(keys.init).params
-    sampled = built.evaluate(keys.evaluation, params, num_episodes=16)
-    greedy = built.evaluate(keys.evaluation, params, num_episodes=16, greedy=True)
+    built = experiment.over_runs(experiment.build(tiny))
+    inputs = experiment.inputs(experiment.each_seed(tiny))
+    params = built.init(inputs).params
+    sampled = built.evaluate(inputs, params, num_episodes=16)
+    greedy = built.evaluate(inputs, params, num_episodes=16, greedy=True)
     # A uniform policy's mode goes left for ever, and the corridor has no other luck in it.
     np.testing.assert_array_equal(greedy["return"], -tiny.horizon)
     assert np.any(sampled["return"] != -tiny.horizon)
+
+
+def test_runs_of_other_numbers_share_a_program_and_are_what_they_are_alone(tiny):
+    others = {"learning_rate": 0.3, "discount": 0.5, "lambda_": 0.2, "max_grad_norm": 0.1, "n": 2}
+    configs = [
+        dataclasses.replace(config, seeds=1)
+        for config in (tiny, dataclasses.replace(tiny, seed=4, value_learning_rate=1.0, **others))
+    ]
+    together = experiment.over_runs(experiment.build(tiny))
+    inputs = experiment.inputs(configs)
+    states, _ = together.train(inputs, together.init(inputs), num_steps=3)
+    for index, config in enumerate(configs):
+        own = experiment.over_runs(experiment.build(config))
+        alone = experiment.inputs([config])
+        state, _ = own.train(alone, own.init(alone), num_steps=3)
+        for many, one in zip(jax.tree.leaves(states), jax.tree.leaves(state), strict=True):
+            np.testing.assert_array_equal(many[index], one[0])
+    first, second = (jax.tree.leaves(experiment.inputs([x]).numbers) for x in configs)
+    assert first != second
+
+
+def test_numbers_of_the_environment_are_traced_where_they_can_be():
+    config = Config(env="Pendulum-v1", env_params={"g": 9, "max_torque": 1.0, "max_speed": 5.0})
+    numbers = experiment.numbers(config)
+    assert numbers["env_params.g"] == 9.0 and numbers["env_params.max_speed"] == 5.0
+    # The bounds of actions decide what the policy is.
+    assert "env_params.max_torque" not in numbers
+
+
+def test_what_is_switched_off_is_no_number():
+    numbers = experiment.numbers(Config(entropy_cost=0.0, max_grad_norm=None))
+    assert not {"entropy_cost", "max_grad_norm"} & set(numbers)
+    assert {"entropy_cost", "max_grad_norm"} <= set(
+        experiment.numbers(Config(entropy_cost=0.1, max_grad_norm=1.0))
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from pgjax.lab import checkpoints, config, directory, experiment, records, run
+from pgjax.lab import advance, checkpoints, config, directory, experiment, records, run
 
 
 def contents(where):
@@ -97,7 +97,7 @@ def test_another_seed_gives_another(finished, tiny):
     ("module", "name", "call"),
     [
         (directory, "create", 1),  # only the config is there
-        (run, "_call", 2),  # an update was made, its record was not written
+        (advance, "call", 2),  # an update was made, its record was not written
         (run, "_save", 1),
         (run, "_save", 3),
         (checkpoints, "_seal", 2),  # the arrays are written, the checkpoint is not in its place
@@ -312,7 +312,7 @@ def test_a_resumed_run_compiles_its_training_once(finished, tiny, caplog):
     longer = dataclasses.replace(tiny, num_updates=13)
     where.config.write_text(config.dump(longer))
     resumed = run.resume(where.path)
-    fresh = experiment.over_seeds.__wrapped__(experiment.build(tiny))
+    fresh = experiment.over_runs.__wrapped__(experiment.build(tiny))
     with jax.log_compiles():
         run.follow(resumed._replace(experiment=fresh))
     assert sum("XLA compilation of jit(train)" in text for text in caplog.messages) == 1

@@ -1,0 +1,48 @@
+"""How programs behave when they are vmapped."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pgjax import batching
+
+
+def halvings(x, limit):
+    """How often x can be halved before it is at most the limit, and what is left then."""
+    step = lambda carry: (carry[0] + 1, carry[1] / 2)
+    count, rest = jax.lax.while_loop(lambda carry: carry[1] > limit, step, (0, x))
+    return {"count": count, "rest": rest}
+
+
+def test_in_turn_is_the_same_as_side_by_side():
+    x, limit = jnp.array([1.0, 8.0, 100.0]), jnp.array([2.0, 1.0, 3.0])
+    apply = batching.one_at_a_time(halvings)
+    for axes, limits in ((0, limit), (None, 1.5)):
+        expected = jax.vmap(halvings, (0, axes))(x, limits)
+        found = jax.jit(jax.vmap(apply, (0, axes)))(x, limits)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_it_may_be_vmapped_twice_and_not_at_all():
+    x = jnp.arange(1.0, 7.0).reshape(2, 3)
+    apply = lambda x: batching.one_at_a_time(halvings)(x, 1.0)
+    expected = jax.vmap(jax.vmap(lambda x: halvings(x, 1.0)))(x)
+    jax.tree.map(np.testing.assert_array_equal, jax.vmap(jax.vmap(apply))(x), expected)
+    assert apply(8.0) == {"count": 3, "rest": 1.0}
+
+
+def test_plain_numbers_stay_constants():
+    def branches(x, power):
+        return x if power == 1 else x**power  # a traced power could not be asked
+
+    found = jax.vmap(lambda x: batching.one_at_a_time(branches)(x, 1))(jnp.arange(3.0))
+    np.testing.assert_array_equal(found, [0.0, 1.0, 2.0])
+
+
+@pytest.mark.parametrize("num", [1, 2, 5])
+def test_a_call_gives_the_same_bits_however_many_there_are(num):
+    weight = jax.random.normal(jax.random.key(0), (64, 64))
+    x = jax.random.normal(jax.random.key(1), (8, 300, 64))
+    together = jax.jit(jax.vmap(batching.one_at_a_time(lambda x: jnp.sum(jnp.tanh(x @ weight), 0))))
+    np.testing.assert_array_equal(together(x[:num]), together(x)[:num])
