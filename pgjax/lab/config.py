@@ -130,6 +130,12 @@ def parse(content: Mapping[str, Any]) -> Config:
     return Config(**{key: _typed(key, value, hints[key]) for key, value in content.items()})
 
 
+def accepts(field: str, kind: type) -> bool:
+    """Whether values of a field may be of a type."""
+    hint = typing.get_type_hints(Config)[field]
+    return kind in (typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,))
+
+
 def dump(config: Config) -> str:
     """The config as YAML, every field named; `load` reads it back equal."""
     content = dataclasses.asdict(config) | {"hidden": list(config.hidden)}

@@ -7,7 +7,7 @@ import itertools
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,12 +18,14 @@ from pgjax.lab.config import Config
 class Directory(NamedTuple):
     """Where a run keeps what it leaves."""
 
+    CONFIG = "config.yaml"
+
     path: Path
 
     @property
     def config(self) -> Path:
         """The resolved config, the first thing written."""
-        return self.path / "config.yaml"
+        return self.path / self.CONFIG
 
     @property
     def metrics(self) -> Path:
@@ -77,19 +79,41 @@ def create(config: Config) -> Directory:
       ValueError: a directory of that name exists.
     """
     vacant(config)
+    name = config.name or f"{config.env}-{config.form}-{config.baseline}-{stamp()}"
+    return Directory(make(config, name, {Directory.CONFIG: configs.dump(config)}))
+
+
+def make(config: Config, name: str, files: Mapping[str, str]) -> Path:
+    """Makes a new directory with files in it, whole or not at all.
+
+    Args:
+      config: says where, and whether the name is its own.
+      name: of the directory; numbered where it is taken and not the config's own.
+      files: name -> text.
+
+    Raises:
+      ValueError: a directory of the config's own name exists.
+    """
     parent = Path(config.directory)
     # Named by the process: runs that start in the same second do not share it.
-    part = Directory(parent / f".{config.name or config.env}.{os.getpid()}.part")
-    shutil.rmtree(part.path, ignore_errors=True)
-    part.path.mkdir(parents=True)
+    part = parent / f".{name}.{os.getpid()}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
     try:
-        write(part.config, configs.dump(config))
-        for name in _names(config):
-            if _move(part.path, parent / name):
-                return Directory(parent / name)
+        for file, text in files.items():
+            write(part / file, text)
+        names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
+        for free in [name] if config.name is not None else names:
+            if _move(part, parent / free):
+                return parent / free
     finally:
-        shutil.rmtree(part.path, ignore_errors=True)
-    raise ValueError(f"run directory {parent / str(config.name)} exists")
+        shutil.rmtree(part, ignore_errors=True)
+    raise ValueError(f"run directory {parent / name} exists")
+
+
+def stamp() -> str:
+    """The time, as part of a name."""
+    return time.strftime("%Y%m%d-%H%M%S")
 
 
 def find(path: str | Path) -> tuple[Directory, Config]:
@@ -109,19 +133,19 @@ def find(path: str | Path) -> tuple[Directory, Config]:
 
 
 @contextlib.contextmanager
-def locked(directory: Directory) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
     """Keeps other processes from following the same run; a killed process lets go too.
 
     Raises:
       ValueError: another process has it.
     """
     # The directory itself is what is locked: that leaves nothing behind.
-    descriptor = os.open(directory.path, os.O_RDONLY)
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"run {directory.path} is in use by another process") from error
+            raise ValueError(f"run {directory} is in use by another process") from error
         except OSError:
             pass  # A file system without locks: better unguarded than not at all.
         yield
@@ -147,14 +171,3 @@ def _move(part: Path, whole: Path) -> bool:
             return False
         raise
     return True
-
-
-def _names(config: Config) -> Iterator[str]:
-    """Names to try in turn: the given one, or one made from choices and time, then numbered."""
-    if config.name is not None:
-        yield config.name
-        return
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    name = f"{config.env}-{config.form}-{config.baseline}-{stamp}"
-    yield name
-    yield from (f"{name}-{count}" for count in itertools.count(2))

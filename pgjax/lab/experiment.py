@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pgjax import environments, estimators, gradients, policies, rollout, score, train
 from pgjax.lab import config as configs
@@ -76,6 +76,17 @@ def setting(config: Config) -> Setting:
     return Setting(env, env_params, policy, value_function, _hyper(config), horizon)
 
 
+def check_numbers(config: Config) -> None:
+    """Refuses numbers that no run can have; what shapes its program is left to `build`.
+
+    Raises:
+      ValueError: names the argument, its value and what is allowed.
+    """
+    configs.validate(config)
+    estimators.check_hyper(_hyper(config))
+    _check_env_params(config.env, tuple(config.env_params.items()))
+
+
 def numbers(config: Config) -> dict[str, float]:
     """The numbers of a run that its program takes as arguments, by name.
 
@@ -111,15 +122,15 @@ def build(config: Config) -> Experiment:
     estimator = estimators.estimator(config.form, config.baseline, config.state_weighting)
     value_function = base.value_function if estimators.needs_value(estimator) else None
 
-    def gradient(setting: Setting) -> score.GradientFn:
+    def gradient(own: Setting) -> Callable[..., Any]:
         return gradients.policy_gradient(
-            setting.env,
-            setting.env_params,
-            setting.policy,
+            own.env,
+            own.env_params,
+            own.policy,
             estimator,
-            setting.hyper,
+            own.hyper,
             num_episodes=config.num_episodes,
-            horizon=setting.horizon,
+            horizon=own.horizon,
             value_function=value_function,
             chunk_size=config.chunk_size,
         )
@@ -177,7 +188,7 @@ def describe(config: Config) -> str:
     )
 
 
-def over_runs(experiment: Experiment, devices: Sequence[jax.Device] = ()) -> Experiment:
+def over_runs(experiment: Experiment, devices: Sequence[Any] = ()) -> Experiment:
     """The same for many runs in one compiled program; every array leads with an axis of runs.
 
     The state given to `train` is donated. Each function compiles once a shape.
@@ -187,10 +198,13 @@ def over_runs(experiment: Experiment, devices: Sequence[jax.Device] = ()) -> Exp
       devices: what the runs are shared out over, evenly; none and one leave them where JAX puts
         them. Devices do not wait for each other while they train.
     """
-    spread = lambda function: function
-    if len(devices) > 1:
-        mesh, runs = Mesh(np.array(devices), ("runs",)), PartitionSpec("runs")
-        spread = partial(jax.shard_map, mesh=mesh, in_specs=runs, out_specs=runs, check_vma=False)
+    mesh: Any = Mesh(np.array(devices), ("runs",))
+    runs: Any = PartitionSpec("runs")
+
+    def spread(function):
+        if len(devices) < 2:
+            return function
+        return jax.shard_map(function, mesh=mesh, in_specs=runs, out_specs=runs, check_vma=False)
 
     def train(inputs: Inputs, state: TrainState, *, num_steps: int):
         return spread(jax.vmap(partial(experiment.train, num_steps=num_steps)))(inputs, state)
@@ -206,6 +220,13 @@ def over_runs(experiment: Experiment, devices: Sequence[jax.Device] = ()) -> Exp
         train=_compiled(train, effort=1, static_argnames="num_steps", donate_argnums=1),
         evaluate=_compiled(evaluate, effort=0, static_argnames=("num_episodes", "greedy")),
     )
+
+
+def sharding(devices: Sequence[Any]) -> NamedSharding | None:
+    """How arrays with a leading axis of runs lie on several devices; None for fewer."""
+    if len(devices) < 2:
+        return None
+    return NamedSharding(Mesh(np.array(devices), ("runs",)), PartitionSpec("runs"))
 
 
 def _compiled(function: Callable[..., Any], *, effort: int, **kwargs: Any) -> Callable[..., Any]:
@@ -237,7 +258,7 @@ def inputs(runs: Sequence[Config]) -> Inputs:
     def split(seed: jax.Array) -> Any:
         return tuple(jax.random.split(jax.random.key(seed), 3))
 
-    keys = split(np.array([run.seed for run in runs], np.uint32))
+    keys: Any = split(np.array([run.seed for run in runs], np.uint32))
     rows = [numbers(run) for run in runs]
     dtype = jnp.result_type(float)
     stacked = {name: np.array([row[name] for row in rows], dtype) for name in rows[0]}
@@ -310,10 +331,16 @@ def _hyper(config: Config) -> estimators.Hyper:
     )
 
 
+@functools.lru_cache(maxsize=2**16)
+def _check_env_params(env: str, env_params: tuple[tuple[str, Any], ...]) -> None:
+    environments.make(env, **dict(env_params))
+
+
 @functools.cache
 def _can_be_traced(env: str, name: str) -> bool:
     """Whether a parameter of an environment is a number that no shape and no choice depends on."""
-    made, default = environments.make(env)
+    made, params = environments.make(env)
+    default: Any = params
     value = getattr(default, name, None)
     if not isinstance(value, float):
         return False

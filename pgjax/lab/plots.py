@@ -26,11 +26,7 @@ def learning_curves(metrics: Mapping[str, Path], output: Path) -> None:
     Raises:
       ValueError: records that are missing or broken, or an output that cannot be drawn to.
     """
-    formats = FigureCanvasBase.get_supported_filetypes()
-    if output.is_dir() or output.suffix.lower().removeprefix(".") not in formats:
-        raise ValueError(
-            f"output={str(output)!r} must be a file whose suffix is one of: {', '.join(formats)}"
-        )
+    check_output(output)
     curves = {label: records.curves(path) for label, path in metrics.items()}
     # Without pyplot, no display and no setting of a backend can matter.
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
@@ -42,7 +38,26 @@ def learning_curves(metrics: Mapping[str, Path], output: Path) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize="small")
-    # Written beside its place and moved there: a figure is whole or it is not there.
+    save(figure, output)
+
+
+def check_output(output: Path) -> None:
+    """Raises `ValueError` unless a figure can be written to a file of that name."""
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if output.is_dir() or output.suffix.lower().removeprefix(".") not in formats:
+        raise ValueError(
+            f"output={str(output)!r} must be a file whose suffix is one of: {', '.join(formats)}"
+        )
+
+
+def save(figure: Figure, output: Path) -> None:
+    """Writes a figure whole or not at all; the suffix of the file chooses the format.
+
+    Raises:
+      ValueError: an output that cannot be drawn to.
+    """
+    check_output(output)
+    # Written beside its place and moved there.
     part = output.with_name(f".part-{output.name}")
     try:
         figure.savefig(part, dpi=150)

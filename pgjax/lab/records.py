@@ -1,6 +1,6 @@
 """What a run writes down as it goes: JSON lines, appended and flushed.
 
-A line is a mapping of names to numbers. A number that is not finite is written as null, which is
+A line is a mapping of names to numbers, or lists of them. A number that is not finite is written as null, which is
 what JSON has for it, and read back as NaN.
 """
 
@@ -22,7 +22,7 @@ class Records:
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Writes one line a row, and flushes."""
-        lines = (json.dumps({name: _plain(x) for name, x in row.items()}) for row in rows)
+        lines = (json.dumps({name: plain(x) for name, x in row.items()}) for row in rows)
         self._file.write("".join(f"{line}\n" for line in lines))
         self._file.flush()
 
@@ -98,8 +98,10 @@ def _whole_lines(path: Path) -> list[bytes]:
     return [line for line in lines if line.endswith(b"\n")]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A number as JSON has it: float32 by its shortest digits, null where it is not finite."""
+    if isinstance(value, np.ndarray):
+        return [plain(number) for number in value]
     if isinstance(value, np.floating | float):
         return float(str(value)) if math.isfinite(value) else None
     return value.item() if isinstance(value, np.generic) else value

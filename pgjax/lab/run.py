@@ -70,7 +70,7 @@ def resume(path: str | Path) -> Run:
         all damaged, or its records are.
     """
     found, _ = directory.find(path)
-    with directory.locked(found):
+    with directory.locked(found.path):
         run = _look(path)
         for file in (found.metrics, found.timings):
             records.truncate(file, 0 if run.restored is None else run.restored.update)
@@ -108,7 +108,7 @@ def follow(run: Run) -> int | None:
       ValueError: another process follows the run.
     """
     print(experiment.describe(run.config), flush=True)
-    with directory.locked(run.directory), ThreadPoolExecutor(1) as worker:
+    with directory.locked(run.directory.path), ThreadPoolExecutor(1) as worker:
         # XLA compiles without holding Python up, so the smaller programs compile beside it.
         beginning = worker.submit(_begin, run)
         ready = worker.submit(_compile_evaluation, run)

@@ -133,7 +133,7 @@ def test_a_run_that_is_followed_is_not_followed_twice(finished, tiny):
     resumed = run.resume(where.path)
     code = (
         "import sys, pathlib; from pgjax.lab import directory as d\n"
-        "with d.locked(d.Directory(pathlib.Path(sys.argv[1]))): print(flush=True); input()"
+        "with d.locked(pathlib.Path(sys.argv[1])): print(flush=True); input()"
     )
     command = [sys.executable, "-c", code, str(where.path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

@@ -1,0 +1,93 @@
+"""What this machine has for a program to use: devices and memory."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+UNTOLD = -1
+"""What JAX has for the number of CPU devices until it is told one."""
+
+SHARE = 0.8
+"""Share of the free memory that programs may take."""
+
+
+def devices() -> list[Any]:
+    """The devices of this process; on a CPU, one a core.
+
+    Cores become devices only if JAX has not been used yet; else there are as many as there are.
+    """
+    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not told and getattr(jax.config, "jax_num_cpu_devices", None) == UNTOLD:
+        try:
+            jax.config.update("jax_num_cpu_devices", cores())
+        except RuntimeError:
+            pass  # JAX is in use already.
+    return jax.local_devices()
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory() -> int:
+    """Bytes that programs may take, over all devices of this process."""
+    known = [device.memory_stats() for device in jax.local_devices()]
+    if all(stats and "bytes_limit" in stats for stats in known):
+        return int(SHARE * sum(stats["bytes_limit"] for stats in known if stats))
+    return int(SHARE * min(_free(), _allowed()))
+
+
+def describe() -> str:
+    """The devices in words."""
+    found = jax.local_devices()
+    return f"{len(found)} x {found[0].device_kind} ({found[0].platform})"
+
+
+def bytes_of(text: str) -> int:
+    """A number of bytes from text such as 500M, 8G or 1.5T (powers of 1000).
+
+    Raises:
+      ValueError: text that is none.
+    """
+    units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+    number = text.strip().upper().removesuffix("B")
+    unit = number[-1:] if number[-1:].isalpha() else ""
+    try:
+        size = int(float(number.removesuffix(unit)) * units[unit])
+    except (KeyError, ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise ValueError(f"memory_limit={text!r} must be a number of bytes, as in 500M or 8G")
+    return size
+
+
+def in_words(size: float) -> str:
+    """A number of bytes in words."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def _free() -> float:
+    """Free memory of the machine."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (free,) = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+        return 1024 * int(free)
+    except (OSError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _allowed() -> float:
+    """Memory that a container leaves to its processes."""
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = Path("/sys/fs/cgroup/memory.current").read_text()
+        return float("inf") if limit == "max" else float(limit) - float(used)
+    except (OSError, ValueError):
+        return float("inf")

@@ -1,0 +1,1 @@
+"""Seeds times hyperparameters: planned, trained side by side, kept in one dataset."""

@@ -1,0 +1,203 @@
+"""A chunk: runs of one program side by side, from start to finish, or from where a kill left it."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from pgjax.lab import advance, checkpoints, directory, experiment, machine, records
+from pgjax.lab.advance import Progress
+from pgjax.lab.config import Config
+from pgjax.lab.sweep import program as programs
+from pgjax.lab.sweep.program import Program
+
+METRICS, RESULT, CHECKPOINTS = "metrics.jsonl", "result.json", "checkpoints"
+
+LARGE = 100.0
+"""Root mean square of its parameters from which on a run counts as diverged."""
+
+Observer = Callable[[int, dict[str, np.ndarray]], None]
+"""Called with the updates done before and what a call gave, `[R, updates]` each."""
+
+
+Index = tuple[int, int]
+"""Which run of a sweep: its configuration's index and its seed's."""
+
+
+class Result(NamedTuple):
+    """What the runs of a chunk gave."""
+
+    runs: list[Index]
+    curves: dict[str, np.ndarray]  # [R, updates] each
+    final: dict[str, np.ndarray]  # [R] each
+    seconds: float  # of the whole chunk, evaluation included
+    device: str
+
+
+def name(runs: Sequence[Config]) -> str:
+    """Of the directory of a chunk, from all that it computes."""
+    content = json.dumps([asdict(run) for run in runs])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def carry_out(
+    program: Program,
+    runs: Sequence[Config],
+    where: Path,
+    *,
+    indices: Sequence[Index],
+    observe: Observer = lambda update, metrics: None,
+    stopped: Callable[[], Any] = lambda: False,
+    save_every: float = 60.0,
+) -> Result | None:
+    """Trains and evaluates the runs of a chunk, picking up what `where` holds of them.
+
+    Args:
+      program: of the group.
+      runs: configs of one seed each, at most as many as the program is wide.
+      where: directory of the chunk.
+      indices: which runs of the sweep they are.
+      observe: told of every call.
+      stopped: whether to save and leave, asked after every call.
+      save_every: seconds between checkpoints.
+
+    Returns:
+      What they gave, which `where` then holds too; None if it was stopped before its end.
+    """
+    config, identity = runs[0], name(runs)
+    # A program has one width: runs that are missing are stood in for by the last one.
+    filled = [*runs, *[runs[-1]] * (program.width - len(runs))]
+    sharding = experiment.sharding(program.devices)
+    inputs = jax.device_put(experiment.inputs(filled), sharding)
+    where.mkdir(parents=True, exist_ok=True)
+    progress = _begin(program, inputs, where, identity)
+    file = where / METRICS
+    records.truncate(file, progress.update)
+    begun = saved = time.perf_counter()
+    with records.Records(file) as metrics:
+        while progress.update < config.num_updates and not stopped():
+            before = progress
+            size = programs.num_updates(config, before.update)
+            progress, found = advance.call(program.experiment, inputs, before, size)
+            found = {key: values[: len(runs)] for key, values in found.items()}
+            now = time.perf_counter()
+            metrics.append(_rows(found, before.update, now - begun))
+            observe(before.update, found)
+            begun = now
+            if now - saved >= save_every:
+                checkpoints.save(where / CHECKPOINTS, progress.update, progress.state, identity)
+                saved = now
+    if progress.update < config.num_updates:
+        if progress.update:
+            checkpoints.save(where / CHECKPOINTS, progress.update, progress.state, identity)
+        return None
+    final = _final(program, inputs, progress, config)
+    final = {key: values[: len(runs)] for key, values in final.items()}
+    seconds = time.perf_counter() - begun
+    _conclude(where, Result(list(indices), {}, final, seconds, machine.describe()))
+    shutil.rmtree(where / CHECKPOINTS, ignore_errors=True)
+    return read(where)
+
+
+def read(where: Path) -> Result | None:
+    """What a finished chunk left in its directory; None if it is not finished.
+
+    Raises:
+      ValueError: records that are damaged.
+    """
+    if not (where / RESULT).is_file():
+        return None
+    try:
+        content = json.loads((where / RESULT).read_text(encoding="utf-8"))
+        runs = [(index, seed) for index, seed in content.pop("runs")]
+        device, seconds = content.pop("device"), content.pop("seconds")
+        rows = records.read(where / METRICS)
+        seconds += sum(row.pop("seconds") for row in rows)
+        curves = {key: _array([row[key] for row in rows]).T for key in rows[0] if key != "update"}
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"{where} does not hold the results of a chunk: {error!r}") from error
+    return Result(runs, curves, {key: _array(x) for key, x in content.items()}, seconds, device)
+
+
+def write(where: Path, result: Result) -> None:
+    """Writes what was carried out elsewhere, so that `read` gives it back; whole or not at all."""
+    part = where.with_name(f".{where.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    with records.Records(part / METRICS) as metrics:
+        metrics.append(_rows(result.curves, 0, 0.0))
+    _conclude(part, result)
+    shutil.rmtree(where, ignore_errors=True)
+    part.rename(where)
+
+
+def _conclude(where: Path, result: Result) -> None:
+    """Writes what a finished chunk has beside its curves, which marks it as finished."""
+    content = {key: records.plain(values) for key, values in result.final.items()}
+    content |= {"runs": result.runs, "seconds": result.seconds, "device": result.device}
+    directory.write(where / RESULT, json.dumps(content) + "\n")
+
+
+def _begin(program: Program, inputs: Any, where: Path, identity: str) -> Progress:
+    """The newest checkpoint, or the start."""
+    template = jax.eval_shape(program.experiment.init, inputs)
+    try:
+        restored = checkpoints.restore(where / CHECKPOINTS, template, identity)
+    except ValueError:
+        restored = None  # A chunk that is all damaged is a chunk to be made again.
+    if restored is None:
+        return advance.begin(program.experiment, inputs)
+    update, state = restored
+    rows = [row for row in records.read(where / METRICS) if row["update"] == update]
+    if not rows:
+        return advance.begin(program.experiment, inputs)  # a kill came between the two
+    counts = (np.array(rows[-1][key], np.int64) for key in ("env_steps", "skipped"))
+    missing = program.width - len(rows[-1]["env_steps"])
+    env_steps, skipped = (np.pad(count, (0, missing), mode="edge") for count in counts)
+    return Progress(
+        update,
+        jax.device_put(state, experiment.sharding(program.devices)),
+        env_steps,
+        skipped,
+    )
+
+
+def _rows(found: dict[str, np.ndarray], update: int, seconds: float) -> list[dict[str, Any]]:
+    """One record an update, with a list over runs of each metric."""
+    num = found["env_steps"].shape[1]
+    return [
+        {"update": update + 1 + index, "seconds": seconds / num}
+        | {key: values[:, index] for key, values in found.items()}
+        for index in range(num)
+    ]
+
+
+def _final(
+    program: Program, inputs: Any, progress: Progress, config: Config
+) -> dict[str, np.ndarray]:
+    """Fresh episodes of the final policies, and whether they diverged, `[R]` each."""
+    params = progress.state.params
+    found = program.experiment.evaluate(inputs, params, num_episodes=config.evaluation_episodes)
+    means = {
+        f"evaluation_{key}": np.asarray(values).astype(np.float64).mean(axis=1)
+        for key, values in found.items()
+    }
+    squares = [
+        np.square(np.asarray(x, np.float64)).reshape(len(x), -1) for x in jax.tree.leaves(params)
+    ]
+    with np.errstate(over="ignore"):
+        rms = np.sqrt(np.concatenate(squares, axis=1).mean(axis=1))
+    skipped = progress.skipped > 0
+    return means | {"diverged": skipped | ~(rms < LARGE)}
+
+
+def _array(values: Any) -> np.ndarray:
+    """Numbers as JSON has them, null being NaN."""
+    return np.array(values, dtype=float)

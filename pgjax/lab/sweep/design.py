@@ -1,0 +1,263 @@
+"""What a sweep is: a base config, axes, and a design that picks configurations from them."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from scipy.stats import qmc
+
+from pgjax import checks
+from pgjax.lab import config as configs
+from pgjax.lab.config import Config
+from pgjax.lab.sweep import axes
+from pgjax.lab.sweep.axes import Axis, Range
+
+DESIGNS = ("grid", "random", "sobol")
+"""Designs that are laid out beforehand."""
+
+SEARCHES = ("tpe", "cmaes", "random")
+"""Optuna's samplers, which lay out trials as results come in."""
+
+MOST_RUNS = 10**7
+"""Runs of one sweep at most."""
+
+Values = dict[str, Any]
+"""What is particular to a configuration: field or environment parameter -> value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep is a function of this record."""
+
+    base: Config = dataclasses.field(default_factory=Config)
+    """All that is not swept; `base.seeds` seeds of every configuration, from `base.seed` on."""
+    axes: Mapping[str, Axis] = dataclasses.field(default_factory=dict)
+    """Field of the config, or `env_params.` and a parameter's name -> its axis."""
+    design: str = "grid"
+    """How configurations are picked: grid, random or sobol."""
+    configurations: int | None = None
+    """How many, where the design draws them."""
+    design_seed: int = 0
+    """Which random points."""
+    search: str | None = None
+    """Search adaptively instead, with Optuna's sampler: tpe, cmaes or random."""
+    trials: int = 64
+    """Configurations that a search tries."""
+    batch: int = 16
+    """Trials of a search that run side by side."""
+    prune: bool = False
+    """Stop the worse trials of a search early, by asynchronous successive halving."""
+    storage: str | None = None
+    """Where a search keeps its study: an Optuna URL, or the path of a journal file; None takes
+    SQLite in the sweep's own directory."""
+
+
+OPTIONS = tuple(x.name for x in dataclasses.fields(Sweep) if x.name not in ("base", "axes"))
+"""Keys of a sweep's YAML file that are not fields of a config."""
+
+
+def parse(content: Mapping[str, Any]) -> Sweep:
+    """Builds a sweep from names and what was written for them.
+
+    A config's fields take an axis each (`axes.parse`); `env_params` maps names to axes, and a
+    name such as `env_params.gravity` does too. One level is no axis: it goes into the base.
+
+    Raises:
+      ValueError: an unknown name, or a value that cannot be.
+    """
+    options, swept, fixed = {}, {}, {}
+    env_params: dict[str, Any] = {}
+    for key, given in _flat(content).items():
+        field = "lambda_" if key == "lambda" else key
+        if field in OPTIONS:
+            options[field] = given
+        elif field in axes.FIXED:
+            fixed[field] = _plain(field, given)
+        else:
+            axes.check_name(field)
+            axis = axes.parse(field, given)
+            if isinstance(axis, Range) or len(axis) != 1:
+                swept[field] = axis
+            elif field.startswith(axes.ENV_PARAMS):
+                env_params[field.removeprefix(axes.ENV_PARAMS)] = axis[0]
+            else:
+                fixed[field] = axis[0]
+    base = Config(**fixed, env_params=env_params)
+    return Sweep(base, swept, **{key: _option(key, value) for key, value in options.items()})
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """What a sweep's YAML file holds, for `parse`.
+
+    Raises:
+      ValueError: not a mapping.
+      OSError: the file cannot be read.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {error}") from error
+    if content is not None and not isinstance(content, dict):
+        raise ValueError(f"{path} must hold one mapping of names to values")
+    return content or {}
+
+
+def dump(sweep: Sweep) -> str:
+    """The sweep as YAML, every field named; `parse` reads it back equal."""
+    base = yaml.safe_load(configs.dump(sweep.base))
+    own = {axes.ENV_PARAMS + key: value for key, value in base.pop("env_params").items()}
+    base["hidden"] = axes.label(sweep.base.hidden)
+    swept = {name: axes.dump(axis) for name, axis in sweep.axes.items()}
+    fixed = {name: value for name, value in (base | own).items() if name not in swept}
+    options = {name: getattr(sweep, name) for name in OPTIONS}
+    # The order of axes is the order of configurations.
+    return yaml.safe_dump(fixed | options | swept, sort_keys=False)
+
+
+def validate(sweep: Sweep) -> None:
+    """Refuses what no sweep can be, before anything is laid out.
+
+    Raises:
+      ValueError: names the argument, its value and what is allowed.
+    """
+    checks.choice("design", sweep.design, DESIGNS)
+    configs.count("design_seed", sweep.design_seed, least=0)
+    for name, axis in sweep.axes.items():
+        axes.check_name(name)
+        axes.parse(name, axis)
+    if sweep.search is not None:
+        _validate_search(sweep)
+    elif sweep.design == "grid" and sweep.configurations is not None:
+        raise ValueError(
+            f"configurations={sweep.configurations!r} goes with design=random and design=sobol; "
+            "a grid has as many as its axes say"
+        )
+    elif sweep.design != "grid":
+        if sweep.configurations is None:
+            raise ValueError(f"design={sweep.design!r} needs a number of configurations")
+        configs.count("configurations", sweep.configurations)
+        if not sweep.axes:
+            raise ValueError(f"design={sweep.design!r} needs something to sweep")
+    runs = num_configurations(sweep) * sweep.base.seeds
+    if runs > MOST_RUNS:
+        raise ValueError(f"the sweep has {runs:,} runs: at most {MOST_RUNS:,} can be laid out")
+
+
+def num_configurations(sweep: Sweep) -> int:
+    """How many configurations a sweep has, without laying them out."""
+    if sweep.search is not None:
+        return sweep.trials
+    if sweep.design != "grid":
+        return sweep.configurations or 0
+    return math.prod(shape(sweep))
+
+
+def shape(sweep: Sweep) -> tuple[int, ...]:
+    """Levels of each axis of a grid."""
+    return tuple(len(axes.levels(name, axis)) for name, axis in sweep.axes.items())
+
+
+def lay_out(sweep: Sweep) -> list[Values]:
+    """The configurations of a design, in order; those of a grid with the last axis fastest.
+
+    Random points are independent and uniform on every axis (in the logarithm where it is a log
+    range), Sobol points scrambled: Owen 1998, by `scipy.stats.qmc`.
+    """
+    return list(_grid(sweep) if sweep.design == "grid" else _drawn(sweep))
+
+
+def runs_of(sweep: Sweep, values: Values) -> list[Config]:
+    """The configs of a configuration, one a seed."""
+    fields = {key: x for key, x in values.items() if not key.startswith(axes.ENV_PARAMS)}
+    theirs = {key.removeprefix(axes.ENV_PARAMS): values[key] for key in values if key not in fields}
+    env_params = sweep.base.env_params | theirs
+    config = dataclasses.replace(sweep.base, **fields, env_params=env_params, seeds=1)
+    seeds = range(sweep.base.seed, sweep.base.seed + sweep.base.seeds)
+    return [dataclasses.replace(config, seed=seed) for seed in seeds]
+
+
+def describe(values: Values) -> str:
+    """A configuration in one line."""
+    return ", ".join(f"{axes.name_of(key)}={axes.label(x)}" for key, x in values.items())
+
+
+def identity(sweep: Sweep) -> str:
+    """Names what a sweep computes: the same for sweeps that differ only in where they stand."""
+    base = dataclasses.replace(sweep.base, name=None, directory="", checkpoint_every=1)
+    return json.dumps(yaml.safe_load(dump(dataclasses.replace(sweep, base=base, storage=None))))
+
+
+def _grid(sweep: Sweep) -> Iterator[Values]:
+    names = list(sweep.axes)
+    levels = [axes.levels(name, axis) for name, axis in sweep.axes.items()]
+    for index in np.ndindex(*map(len, levels)):
+        yield {name: levels[axis][index[axis]] for axis, name in enumerate(names)}
+
+
+def _drawn(sweep: Sweep) -> Iterator[Values]:
+    num, dimensions = sweep.configurations or 0, len(sweep.axes)
+    rng = np.random.default_rng(sweep.design_seed)
+    if sweep.design == "sobol":
+        points = qmc.Sobol(dimensions, rng=rng).random(num)
+    else:
+        points = rng.random((num, dimensions))
+    for point in points:
+        pairs = zip(sweep.axes.items(), point, strict=True)
+        yield {name: axes.at(name, _leveled(name, axis), float(x)) for (name, axis), x in pairs}
+
+
+def _leveled(name: str, axis: Axis) -> Axis:
+    """A range with a number of levels as these levels: other designs keep to them too."""
+    return axis if isinstance(axis, Range) and axis.num is None else axes.levels(name, axis)
+
+
+def _validate_search(sweep: Sweep) -> None:
+    checks.choice("search", str(sweep.search), SEARCHES)
+    configs.count("trials", sweep.trials)
+    configs.count("batch", sweep.batch)
+    if not sweep.axes:
+        raise ValueError(f"search={sweep.search!r} needs something to sweep")
+    if sweep.search == "cmaes":
+        choices = [name for name, axis in sweep.axes.items() if not isinstance(axis, Range)]
+        if choices:
+            raise ValueError(
+                f"search='cmaes' moves in ranges, and {axes.name_of(choices[0])} is a list of "
+                "choices; take search=tpe"
+            )
+
+
+def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of the environment under names of their own."""
+    flat: dict[str, Any] = {}
+    for key, given in content.items():
+        if key != "env_params":
+            flat[str(key)] = given
+        elif isinstance(given, dict):
+            flat |= {f"{axes.ENV_PARAMS}{name}": x for name, x in given.items()}
+        else:
+            raise ValueError(f"env_params={given!r} must map names to values")
+    return flat
+
+
+def _plain(field: str, given: Any) -> Any:
+    """The one value of a field that cannot be swept, which text may stand for."""
+    value = yaml.safe_load(given) if isinstance(given, str) else given
+    if value is not None and configs.accepts(field, str):
+        value = given
+    try:
+        return getattr(configs.parse({field: value}), field)
+    except ValueError as error:
+        raise ValueError(f"{error} (it cannot be swept)") from error
+
+
+def _option(key: str, value: Any) -> Any:
+    hint = {x.name: x.type for x in dataclasses.fields(Sweep)}[key]
+    allowed: Any = {int: int, bool: bool, str: str}.get(hint) or hint
+    if type(value) is bool and allowed is not bool or not isinstance(value, allowed):
+        raise ValueError(f"{key}={value!r} must be of type {getattr(hint, '__name__', hint)}")
+    return value

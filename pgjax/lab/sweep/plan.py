@@ -1,0 +1,187 @@
+"""What a sweep will run: configurations, groups that share a program, chunks that fit memory."""
+
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from pgjax.lab import config as configs
+from pgjax.lab import experiment, machine
+from pgjax.lab.config import Config
+from pgjax.lab.sweep import axes, design
+from pgjax.lab.sweep import program as programs
+from pgjax.lab.sweep.chunk import Index
+from pgjax.lab.sweep.design import Sweep, Values
+from pgjax.lab.sweep.program import Program
+
+NUM_CURVES = 12
+"""About how many numbers an update of a run leaves."""
+
+
+class Group(NamedTuple):
+    """Runs that share a program."""
+
+    config: Config  # of its first run
+    runs: list[Index]
+
+
+class Chunk(NamedTuple):
+    """Runs of one group that are carried out side by side."""
+
+    group: int
+    runs: list[Index]
+
+
+class Plan(NamedTuple):
+    """A sweep, laid out."""
+
+    sweep: Sweep
+    configurations: list[Values]
+    groups: list[Group]
+    programs: list[Program]  # of each group
+    memory_limit: int
+
+    def configs(self, runs: Sequence[Index]) -> list[Config]:
+        """The configs of runs."""
+        of = {index: design.runs_of(self.sweep, self.configurations[index]) for index, _ in runs}
+        return [of[index][seed] for index, seed in runs]
+
+    def chunks(self, finished: Collection[Index] = ()) -> list[Chunk]:
+        """The runs that are not finished, as many at once as their programs are wide."""
+        chunks = []
+        for index, (group, program) in enumerate(zip(self.groups, self.programs, strict=True)):
+            runs = [run for run in group.runs if run not in finished]
+            for start in range(0, len(runs), program.width):
+                chunks.append(Chunk(index, runs[start : start + program.width]))
+        return chunks
+
+
+def make(
+    sweep: Sweep,
+    *,
+    devices: Sequence[Any],
+    memory_limit: int | None = None,
+    at_once: int | Sequence[int] | None = None,
+) -> Plan:
+    """Lays a sweep out, and compiles the program of each group.
+
+    Args:
+      sweep: what to run.
+      devices: what runs are shared out over.
+      memory_limit: bytes that programs may take; None goes by what is free.
+      at_once: runs side by side at most, of all groups or of each; None leaves it to memory.
+
+    Raises:
+      ValueError: a configuration that cannot be, with what is wrong, or too little memory.
+    """
+    design.validate(sweep)
+    limit = machine.memory() if memory_limit is None else memory_limit
+    configurations = design.lay_out(sweep)
+    groups = group(sweep, configurations)
+    _check_results(sweep, groups, len(configurations), limit)
+
+    if isinstance(at_once, int):
+        configs.count("at_once", at_once)
+    widths = at_once if isinstance(at_once, Sequence) else [at_once] * len(groups)
+
+    def fitted(found: Group, width: int | None) -> Program:
+        return programs.fit(
+            found.config,
+            num_runs=len(found.runs),
+            devices=devices,
+            memory_limit=limit,
+            at_once=width,
+        )
+
+    # XLA compiles without holding Python up.
+    with ThreadPoolExecutor(machine.cores()) as pool:
+        return Plan(sweep, configurations, groups, list(pool.map(fitted, groups, widths)), limit)
+
+
+def group(sweep: Sweep, configurations: Sequence[Values]) -> list[Group]:
+    """Configurations whose runs share a program, in the order they first come up.
+
+    Raises:
+      ValueError: a configuration whose numbers cannot be.
+    """
+    groups: dict[object, Group] = {}
+    for index, values in enumerate(configurations):
+        try:
+            first, *_ = seeds = design.runs_of(sweep, values)
+            experiment.check_numbers(first)
+        except ValueError as error:
+            raise ValueError(f"{design.describe(values)}: {error}" if values else error) from error
+        found = groups.setdefault(programs.key(first), Group(first, []))
+        found.runs.extend((index, seed) for seed in range(len(seeds)))
+    return list(groups.values())
+
+
+def describe(plan: Plan) -> str:
+    """The plan in words: what is swept, then a line a group."""
+    sweep, chunks = plan.sweep, plan.chunks()
+    num_runs = sum(len(group.runs) for group in plan.groups)
+    lines = [
+        f"{_counted(len(plan.configurations), 'configuration')} ({_swept(sweep)}) x "
+        f"{_counted(sweep.base.seeds, 'seed')} = {_counted(num_runs, 'run')}, in "
+        f"{_counted(len(plan.groups), 'group')} of one program each",
+    ]
+    rows = [("group", "what it has of its own", "runs", "at once", "chunks", "memory")]
+    for index, (found, program) in enumerate(zip(plan.groups, plan.programs, strict=True)):
+        rows.append(
+            (
+                str(index + 1),
+                _own(plan, found),
+                str(len(found.runs)),
+                str(program.width),
+                str(sum(chunk.group == index for chunk in chunks)),
+                machine.in_words(program.memory),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (
+            text.ljust(width) if place < 2 else text.rjust(width)
+            for place, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join(cells).rstrip())
+    allowed = machine.in_words(plan.memory_limit)
+    lines.append(
+        f"memory is XLA's analysis of the compiled programs; {allowed} are allowed, on "
+        f"{machine.describe()}"
+    )
+    return "\n".join(lines)
+
+
+def _own(plan: Plan, found: Group) -> str:
+    """What a group's configurations share and those of others may not."""
+    members = [plan.configurations[index] for index in dict(found.runs)]
+    shared = {
+        name: value
+        for name, value in members[0].items()
+        if len(plan.groups) > 1 and all(member[name] == value for member in members)
+    }
+    return design.describe(shared) or "-"
+
+
+def _swept(sweep: Sweep) -> str:
+    if not sweep.axes:
+        return "nothing is swept"
+    if sweep.design != "grid":
+        return f"{sweep.design}, {', '.join(map(axes.name_of, sweep.axes))}"
+    pairs = zip(sweep.axes, design.shape(sweep), strict=True)
+    return "grid, " + " x ".join(f"{num} {axes.name_of(name)}" for name, num in pairs)
+
+
+def _counted(num: int, what: str) -> str:
+    return f"{num:,} {what}{'' if num == 1 else 's'}"
+
+
+def _check_results(sweep: Sweep, groups: list[Group], num: int, limit: int) -> None:
+    """Refuses a design whose results alone would not fit."""
+    longest = max(found.config.num_updates for found in groups)
+    size = 4 * NUM_CURVES * num * sweep.base.seeds * longest
+    if size > limit:
+        raise ValueError(
+            f"the design is too large: the results of {num:,} configurations x "
+            f"{sweep.base.seeds:,} seeds x {longest:,} updates take {machine.in_words(size)}, of "
+            f"{machine.in_words(limit)} allowed"
+        )

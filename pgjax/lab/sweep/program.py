@@ -1,0 +1,109 @@
+"""The compiled program of a group of runs, as wide as memory allows."""
+
+import json
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import jax
+
+from pgjax.lab import experiment, machine
+from pgjax.lab.config import Config
+from pgjax.lab.experiment import Experiment
+
+
+class Program(NamedTuple):
+    """Runs side by side: `width` of them in one compiled program, shared out over devices."""
+
+    experiment: Experiment  # over runs
+    devices: tuple[Any, ...]
+    width: int
+    memory: int  # bytes, over all devices, while it runs
+
+
+def key(config: Config) -> Hashable:
+    """Equal for runs that share a program: that differ in seeds and numbers only."""
+    numbers = experiment.numbers(config)
+    content: dict[str, Any] = asdict(config) | {"seed": 0, "seeds": 1}
+    for name in numbers:
+        if name.startswith(experiment.ENV_PARAMS):
+            content["env_params"][name.removeprefix(experiment.ENV_PARAMS)] = "a number"
+        else:
+            content[name] = "a number"
+    return json.dumps(content, sort_keys=True)
+
+
+def fit(
+    config: Config,
+    *,
+    num_runs: int,
+    devices: Sequence[Any],
+    memory_limit: int,
+    at_once: int | None = None,
+) -> Program:
+    """Compiles the program of a config, narrow enough for memory.
+
+    What it takes is what XLA says of the compiled training and evaluation.
+
+    Args:
+      config: of any of the runs.
+      num_runs: how many there are.
+      devices: what they are shared out over.
+      memory_limit: bytes over all devices.
+      at_once: runs side by side at most; None leaves it to memory.
+
+    Raises:
+      ValueError: not even one run a device fits.
+    """
+    devices = tuple(devices[:num_runs])
+    over = experiment.over_runs(experiment.build(config), devices)
+    width = _even(num_runs, min(num_runs, at_once or num_runs), len(devices))
+    while True:
+        memory = len(devices) * _memory(over, config, devices, width)
+        if memory <= memory_limit:
+            return Program(over, devices, width, memory)
+        if width == len(devices):
+            raise ValueError(
+                f"memory_limit={machine.in_words(memory_limit)} is too little: {width} "
+                f"run{'s' if width > 1 else ''} at once of {config.num_episodes} episodes take "
+                f"{machine.in_words(memory)}"
+            )
+        narrower = min(width - 1, int(width * memory_limit / memory))
+        width = _even(num_runs, max(narrower, len(devices)), len(devices))
+
+
+def num_updates(config: Config, update: int) -> int:
+    """Updates of the next compiled call."""
+    return min(config.updates_per_call, config.num_updates - update)
+
+
+def _even(num_runs: int, at_most: int, num_devices: int) -> int:
+    """A width of at most so many runs (one a device at least) that leaves the chunks alike."""
+    at_most = max(at_most // num_devices, 1) * num_devices
+    num_chunks = -(-num_runs // at_most)
+    width = -(-num_runs // num_chunks)
+    return -(-width // num_devices) * num_devices
+
+
+def _memory(over: Experiment, config: Config, devices: Sequence[Any], width: int) -> int:
+    """Bytes a device that the larger of the two programs takes; compiles both."""
+    sharding = experiment.sharding(devices)
+
+    def like(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((width, *x.shape[1:]), x.dtype, sharding=sharding)
+
+    inputs = jax.tree.map(like, experiment.inputs([config]))
+    state = jax.tree.map(like, jax.eval_shape(over.init, inputs))
+    training = over.train.lower(inputs, state, num_steps=num_updates(config, 0)).compile()
+    evaluation = over.evaluate.lower(
+        inputs, state.params, num_episodes=config.evaluation_episodes
+    ).compile()
+    return max(map(_bytes, (training, evaluation)))
+
+
+def _bytes(compiled: Any) -> int:
+    found = compiled.memory_analysis()
+    if found is None:
+        return 0
+    parts = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+    return parts - found.alias_size_in_bytes
