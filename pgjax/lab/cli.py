@@ -1,4 +1,4 @@
-"""The command line: `pgjax train`, `evaluate`, `audit`, `plot` and `list`.
+"""The command line: `pgjax train`, `sweep`, `evaluate`, `audit`, `plot` and `list`.
 
 Only what parsing needs is imported here; JAX and the environments wait until a command runs.
 """
@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import gc
 import io
 import itertools
 import signal
@@ -22,12 +21,10 @@ import tyro
 import pgjax
 from pgjax.lab import config as configs
 from pgjax.lab.config import Config
+from pgjax.lab.refusals import RefusalError, refusing, without_collection
+from pgjax.lab.sweep.cli import command as sweep
 
 USER_ERROR = 2
-
-
-class _RefusalError(Exception):
-    """What the user asked for cannot be; the message is the one line to say so."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with _plain_warnings():
         try:
-            with _refusing():
+            with refusing():
                 commands = _commands(_defaults(argv))
             return _parse(commands, argv)()
-        except _RefusalError as refusal:
+        except RefusalError as refusal:
             print(f"pgjax: error: {refusal}", file=sys.stderr)
             return USER_ERROR
         except KeyboardInterrupt:
@@ -84,10 +81,10 @@ def _commands(defaults: Config) -> dict[str, Callable[..., int]]:
           resume: Directory of a run to continue, bit for bit as if it had never stopped.
           settings: What the run is. Names are those of a YAML file, with dashes.
         """
-        with _refusing():
+        with refusing():
             if resume is not None and (config is not None or settings != Config()):
                 raise ValueError("--resume goes by the run's own config; drop the other flags")
-            with _without_collection():
+            with without_collection():
                 from pgjax.lab import run
 
                 ready = run.start(settings) if resume is None else run.resume(resume)
@@ -99,6 +96,7 @@ def _commands(defaults: Config) -> dict[str, Callable[..., int]]:
 
     return {
         "train": train,
+        "sweep": sweep,
         "evaluate": _evaluate,
         "audit": _audit,
         "plot": _plot,
@@ -123,7 +121,7 @@ def _parse(commands: dict[str, Callable[..., int]], argv: Sequence[str]) -> Call
             )
     except SystemExit as exit:
         if exit.code == USER_ERROR:
-            raise _RefusalError(_unframed(said.getvalue())) from exit
+            raise RefusalError(_unframed(said.getvalue())) from exit
         raise
 
 
@@ -150,7 +148,7 @@ def _evaluate(
       seed: Which fresh episodes; 0 are those of the run's own evaluation.
       greedy: Act by the mode of the policy instead of by sampling.
     """
-    with _refusing():
+    with refusing():
         from pgjax.lab import evaluation
         from pgjax.lab import run as runs
 
@@ -199,10 +197,10 @@ def _audit(
       seed: Which random numbers; all estimators are given the same.
       output: Directory for audit.nc and audit.png.
     """
-    with _refusing():
+    with refusing():
         if checkpoint is not None and config is not None:
             raise ValueError("--checkpoint goes by the run's own config; drop --config")
-        with _without_collection():
+        with without_collection():
             from pgjax.lab import auditing, directory
 
             settings = Config() if config is None else configs.load(config)
@@ -234,7 +232,7 @@ def _plot(
       runs: Directories of runs.
       output: The figure; its suffix chooses the format.
     """
-    with _refusing():
+    with refusing():
         if not runs:
             raise ValueError("plot needs the directory of at least one run")
         from pgjax.lab import directory, plots
@@ -296,29 +294,6 @@ def _defaults(argv: Sequence[str]) -> Config:
     except argparse.ArgumentError:
         path = None
     return Config() if path is None else configs.load(path)
-
-
-@contextlib.contextmanager
-def _refusing() -> Iterator[None]:
-    """Turns what is wrong with the user's choices into one line; errors of ours stay errors."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise _RefusalError(" ".join(str(error).split())) from error
-
-
-@contextlib.contextmanager
-def _without_collection() -> Iterator[None]:
-    """Keeps the garbage collector out of imports and tracing, where it takes a fifth of the time.
-
-    They make many objects that stay and little garbage; what they made is not looked at again.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """What a run is: one flat, frozen record; every field is a flag and a key of a YAML file."""
 
+import ast
 import dataclasses
+import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -128,6 +130,18 @@ def parse(content: Mapping[str, Any]) -> Config:
     for key in content:
         checks.choice("key", key, hints)
     return Config(**{key: _typed(key, value, hints[key]) for key, value in content.items()})
+
+
+def documentation(record: type) -> dict[str, str]:
+    """What is written below each field of a dataclass, as tyro reads it for its help."""
+    (definition,) = ast.parse(inspect.getsource(record)).body
+    assert isinstance(definition, ast.ClassDef)
+    pairs = zip(definition.body, definition.body[1:], strict=False)
+    return {
+        ast.unparse(field.target): " ".join(str(ast.literal_eval(said.value)).split())
+        for field, said in pairs
+        if isinstance(field, ast.AnnAssign) and isinstance(said, ast.Expr)
+    }
 
 
 def accepts(field: str, kind: type) -> bool:

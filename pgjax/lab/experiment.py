@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -40,7 +40,7 @@ class Inputs(NamedTuple):
     init: jax.Array
     train: jax.Array
     evaluation: jax.Array
-    numbers: dict[str, jax.Array]
+    numbers: Mapping[str, Any]
 
 
 class Experiment(NamedTuple):
@@ -135,7 +135,7 @@ def build(config: Config) -> Experiment:
             chunk_size=config.chunk_size,
         )
 
-    def parts(numbers: dict[str, Any]):
+    def parts(numbers: Mapping[str, Any]):
         own = _at(base, config, numbers)
         ascent = optimizer(config, numbers, with_value=value_function is not None)
         return own, gradient(own), ascent
@@ -255,18 +255,18 @@ def inputs(runs: Sequence[Config]) -> Inputs:
 
     @jax.jit
     @jax.vmap
-    def split(seed: jax.Array) -> Any:
+    def split(seed: jax.Array) -> tuple[jax.Array, ...]:
         return tuple(jax.random.split(jax.random.key(seed), 3))
 
-    keys: Any = split(np.array([run.seed for run in runs], np.uint32))
+    first, following, last = split(np.array([run.seed for run in runs], np.uint32))
     rows = [numbers(run) for run in runs]
     dtype = jnp.result_type(float)
     stacked = {name: np.array([row[name] for row in rows], dtype) for name in rows[0]}
-    return Inputs(*keys, stacked)
+    return Inputs(first, following, last, stacked)
 
 
 def optimizer(
-    config: Config, numbers: dict[str, Any], *, with_value: bool
+    config: Config, numbers: Mapping[str, Any], *, with_value: bool
 ) -> optax.GradientTransformation:
     """The optax transformation of a config; policy and value function never mix in it."""
     policy = _optimizer(config, numbers, "learning_rate")
@@ -278,7 +278,7 @@ def optimizer(
 
 
 def _optimizer(
-    config: Config, numbers: dict[str, Any], learning_rate: str
+    config: Config, numbers: Mapping[str, Any], learning_rate: str
 ) -> optax.GradientTransformation:
     ascent = getattr(optax, config.optimizer)(_schedule(config, numbers[learning_rate]))
     if "max_grad_norm" not in numbers:
@@ -294,7 +294,7 @@ def _schedule(config: Config, learning_rate: Any) -> optax.ScalarOrSchedule:
     return learning_rate
 
 
-def _at(base: Setting, config: Config, numbers: dict[str, Any]) -> Setting:
+def _at(base: Setting, config: Config, numbers: Mapping[str, Any]) -> Setting:
     """A setting with given numbers, which may be traced, in place of the config's own."""
     theirs = {
         name.removeprefix(ENV_PARAMS): x

@@ -1,7 +1,7 @@
 """What a run writes down as it goes: JSON lines, appended and flushed.
 
-A line is a mapping of names to numbers, or lists of them. A number that is not finite is written as null, which is
-what JSON has for it, and read back as NaN.
+A line is a mapping of names to numbers, or to lists of them. A number that is not finite is written
+as null, which is what JSON has for it, and read back as NaN.
 """
 
 import json

@@ -18,7 +18,8 @@ from pgjax.lab import machine
 from pgjax.lab.sweep import axes, design
 from pgjax.lab.sweep.axes import Range
 from pgjax.lab.sweep.chunk import Result
-from pgjax.lab.sweep.design import Sweep, Values
+from pgjax.lab.sweep.design import Values
+from pgjax.lab.sweep.settings import Sweep
 
 UNITS = {
     "return": ("mean return of the update's episodes", "reward"),

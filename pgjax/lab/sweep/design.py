@@ -1,4 +1,4 @@
-"""What a sweep is: a base config, axes, and a design that picks configurations from them."""
+"""From what was written to a sweep, and from a sweep to its configurations."""
 
 import dataclasses
 import json
@@ -16,49 +16,13 @@ from pgjax.lab import config as configs
 from pgjax.lab.config import Config
 from pgjax.lab.sweep import axes
 from pgjax.lab.sweep.axes import Axis, Range
-
-DESIGNS = ("grid", "random", "sobol")
-"""Designs that are laid out beforehand."""
-
-SEARCHES = ("tpe", "cmaes", "random")
-"""Optuna's samplers, which lay out trials as results come in."""
+from pgjax.lab.sweep.settings import DESIGNS, OPTIONS, SEARCHES, Sweep
 
 MOST_RUNS = 10**7
 """Runs of one sweep at most."""
 
 Values = dict[str, Any]
 """What is particular to a configuration: field or environment parameter -> value."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Sweep:
-    """A sweep is a function of this record."""
-
-    base: Config = dataclasses.field(default_factory=Config)
-    """All that is not swept; `base.seeds` seeds of every configuration, from `base.seed` on."""
-    axes: Mapping[str, Axis] = dataclasses.field(default_factory=dict)
-    """Field of the config, or `env_params.` and a parameter's name -> its axis."""
-    design: str = "grid"
-    """How configurations are picked: grid, random or sobol."""
-    configurations: int | None = None
-    """How many, where the design draws them."""
-    design_seed: int = 0
-    """Which random points."""
-    search: str | None = None
-    """Search adaptively instead, with Optuna's sampler: tpe, cmaes or random."""
-    trials: int = 64
-    """Configurations that a search tries."""
-    batch: int = 16
-    """Trials of a search that run side by side."""
-    prune: bool = False
-    """Stop the worse trials of a search early, by asynchronous successive halving."""
-    storage: str | None = None
-    """Where a search keeps its study: an Optuna URL, or the path of a journal file; None takes
-    SQLite in the sweep's own directory."""
-
-
-OPTIONS = tuple(x.name for x in dataclasses.fields(Sweep) if x.name not in ("base", "axes"))
-"""Keys of a sweep's YAML file that are not fields of a config."""
 
 
 def parse(content: Mapping[str, Any]) -> Sweep:
@@ -182,8 +146,9 @@ def runs_of(sweep: Sweep, values: Values) -> list[Config]:
 
 
 def describe(values: Values) -> str:
-    """A configuration in one line."""
-    return ", ".join(f"{axes.name_of(key)}={axes.label(x)}" for key, x in values.items())
+    """A configuration in one line, its numbers rounded."""
+    short = lambda value: f"{value:.4g}" if isinstance(value, float) else axes.label(value)
+    return ", ".join(f"{axes.name_of(key)}={short(value)}" for key, value in values.items())
 
 
 def identity(sweep: Sweep) -> str:

@@ -10,8 +10,9 @@ from pgjax.lab.config import Config
 from pgjax.lab.sweep import axes, design
 from pgjax.lab.sweep import program as programs
 from pgjax.lab.sweep.chunk import Index
-from pgjax.lab.sweep.design import Sweep, Values
+from pgjax.lab.sweep.design import Values
 from pgjax.lab.sweep.program import Program
+from pgjax.lab.sweep.settings import Sweep
 
 NUM_CURVES = 12
 """About how many numbers an update of a run leaves."""

@@ -20,8 +20,8 @@ from pgjax.lab.sweep import dataset, design
 from pgjax.lab.sweep import plan as plans
 from pgjax.lab.sweep.chunk import Result
 from pgjax.lab.sweep.dataset import Table
-from pgjax.lab.sweep.design import Sweep
 from pgjax.lab.sweep.plan import Chunk, Plan
+from pgjax.lab.sweep.settings import Sweep
 
 SHARE = 0.05
 """Share of the time that writing the dataset may take while a sweep goes on."""
@@ -95,21 +95,22 @@ class Job(NamedTuple):
     save_every: float
 
 
-def start(sweep: Sweep, **limits: Any) -> Started:
-    """Lays a sweep out, compiles its programs, then makes its directory.
+def prepare(sweep: Sweep, **limits: Any) -> Plan:
+    """Lays a sweep out and compiles its programs; nothing is written.
 
     Args:
       sweep: what to run.
       **limits: `memory_limit` and `at_once` of `plan.make`.
 
     Raises:
-      ValueError: a choice that cannot be, or a directory that exists; nothing is written then.
+      ValueError: a choice that cannot be, or a directory that exists.
     """
+    design.validate(sweep)
     vacant(sweep)
-    return create(plans.make(sweep, devices=machine.devices(), **limits))
+    return plans.make(sweep, devices=machine.devices(), **limits)
 
 
-def create(plan: Plan) -> Started:
+def start(plan: Plan) -> Started:
     """Makes the directory of a new sweep.
 
     Raises:
@@ -141,6 +142,7 @@ def resume(path: str | Path, **limits: Any) -> Started:
       ValueError: there is no sweep, or it cannot be read.
     """
     store, sweep = find(path)
+    # Chunks that were under way are found again only if they are as wide as they were.
     if limits.get("at_once") is None and store.widths.is_file():
         limits["at_once"] = json.loads(store.widths.read_text(encoding="utf-8"))
     return Started(store, plans.make(sweep, devices=machine.devices(), **limits))
