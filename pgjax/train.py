@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pgjax import batching
 from pgjax.score import GradientFn, Metrics, Params, StatefulGradientFn
 
 
@@ -81,9 +82,10 @@ def step(
         (params, opt_state, gradient_state),
         (state.params, state.opt_state, state.gradient_state),
     )
+    norm = batching.one_at_a_time(optax.tree.norm)
     metrics = metrics | {
-        "gradient_norm": optax.tree.norm(gradient),
-        "param_norm": optax.tree.norm(params),
+        "gradient_norm": norm(gradient),
+        "param_norm": norm(params),
         "finite": finite,
     }
     skipped = state.skipped + ~finite

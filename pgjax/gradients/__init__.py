@@ -6,6 +6,7 @@ from pgjax.gradients.chunks import CHUNK_SIZE
 from pgjax.gradients.natural import natural_gradient
 from pgjax.gradients.norms import squared_norms
 from pgjax.gradients.policy import policy_gradient, trajectory_gradient
+from pgjax.gradients.segments import segment_gradient
 from pgjax.gradients.value import make_steps, values
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "make_steps",
     "natural_gradient",
     "policy_gradient",
+    "segment_gradient",
     "squared_norms",
     "trajectory_gradient",
     "values",

@@ -119,7 +119,8 @@ def policy_gradient(
         gradient, metrics = both_parts(
             params, trajectory, policy, estimator, hyper, value_function, chunk_size
         )
-        return gradient, episode_metrics(trajectory, hyper) | metrics
+        own = batching.one_at_a_time(episode_metrics)(trajectory, hyper)
+        return gradient, own | metrics
 
     return gradient_fn
 
@@ -152,8 +153,8 @@ def both_parts(
         gradient = ascent(own, trajectory, weight, bonus, policy, chunk_size, policy_state)
         if value_function is None:
             return gradient, {}
-        target = estimators.value_target(estimator, steps, hyper)
-        predict = lambda params, obs, action: value_function.apply(params, obs)
+        target, apply = estimators.value_target(estimator, steps, hyper), value_function.apply
+        predict = lambda params, obs, action: apply(params, obs)
         value_gradient = regression(params["value"], trajectory, target, predict, chunk_size)
         value_loss = 0.5 * live_mean((steps.value - target) ** 2, trajectory.mask)
         return {"policy": gradient, "value": value_gradient}, {"value_loss": value_loss}
