@@ -90,6 +90,8 @@ class Config:
     """Updates between checkpoints, rounded up to whole calls; the last update always has one."""
     keep_checkpoints: int = 3
     """Checkpoints that stay, the newest ones; `pgjax audit` looks at every one of them."""
+    loggers: tuple[str, ...] = ()
+    """Where metrics go beside metrics.jsonl: tensorboard, wandb, trackio; each is an extra."""
     name: str | None = None
     """Name of the run's directory; None makes one from the choices and the time."""
     directory: str = "runs"
@@ -152,7 +154,8 @@ def accepts(field: str, kind: type) -> bool:
 
 def dump(config: Config) -> str:
     """The config as YAML, every field named; `load` reads it back equal."""
-    content = dataclasses.asdict(config) | {"hidden": list(config.hidden)}
+    tuples = {"hidden": list(config.hidden), "loggers": list(config.loggers)}
+    content = dataclasses.asdict(config) | tuples
     return yaml.safe_dump(content, sort_keys=False)
 
 
@@ -216,7 +219,7 @@ def _typed(argument: str, value: Any, hint: Any) -> Any:
     """`value` as the type its field declares."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
-        read = _READERS[typing.get_origin(option) or option]
+        read = _READERS[option]
         try:
             return read(value)
         except (TypeError, ValueError, OverflowError):
@@ -241,8 +244,8 @@ def _float(value: Any) -> float:
     return float(value)
 
 
-def _integers(value: Any) -> tuple[int, ...]:
-    return tuple(_plain(int)(item) for item in _plain(list)(value))
+def _tuple(kind: type) -> Callable[[Any], tuple[Any, ...]]:
+    return lambda value: tuple(_plain(kind)(item) for item in _plain(list)(value))
 
 
 def _numbers(value: Any) -> dict[str, Any]:
@@ -257,6 +260,7 @@ _READERS: dict[Any, Callable[[Any], Any]] = {
     str: _plain(str),
     int: _plain(int),
     float: _float,
-    tuple: _integers,
-    dict: _numbers,
+    tuple[int, ...]: _tuple(int),
+    tuple[str, ...]: _tuple(str),
+    dict[str, int | float | bool]: _numbers,
 }

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from pgjax.lab import (
     evaluation,
     experiment,
     interrupts,
+    loggers,
     plots,
     records,
 )
@@ -53,6 +54,7 @@ def start(config: Config) -> Run:
     with _fitting(config):
         trainer = experiment.over_runs(experiment.build(config))
         directory.vacant(config)
+        loggers.check(config.loggers)
         inputs = experiment.inputs(experiment.each_seed(config))
         # Tracing finds what does not fit together, and compiling uses the trace again.
         state = jax.eval_shape(trainer.init, inputs)
@@ -112,8 +114,8 @@ def follow(run: Run) -> int | None:
         # XLA compiles without holding Python up, so the smaller programs compile beside it.
         beginning = worker.submit(_begin, run)
         ready = worker.submit(_compile_evaluation, run)
-        with interrupts.noted() as signals:
-            progress = _train(run, beginning, signals)
+        with interrupts.noted() as signals, _loggers(run) as log:
+            progress = _train(run, beginning, signals, log)
         # All of the training is saved by now: nothing is left for a signal to wait for.
         try:
             if not signals:
@@ -134,6 +136,7 @@ def identity(config: Config) -> str:
     for field in (
         "name",
         "directory",
+        "loggers",
         "evaluation_episodes",
         "checkpoint_every",
         "keep_checkpoints",
@@ -221,7 +224,22 @@ def _sizes(config: Config, update: int) -> Iterator[int]:
         update += size
 
 
-def _train(run: Run, beginning: Future[Progress], signals: list[int]) -> Progress:
+@contextlib.contextmanager
+def _loggers(run: Run) -> Iterator[Callable[[loggers.Rows], None]]:
+    """Opens the loggers of a run, and sends them what it has done so far."""
+    path, config = run.directory.path, run.config
+    with loggers.opened(config.loggers, path, path.name, dataclasses.asdict(config)) as log:
+        if run.restored is not None:
+            log(records.read(run.directory.metrics))
+        yield log
+
+
+def _train(
+    run: Run,
+    beginning: Future[Progress],
+    signals: list[int],
+    log: Callable[[loggers.Rows], None],
+) -> Progress:
     config, files = run.config, run.directory
     state = jax.eval_shape(run.experiment.init, run.inputs)
     update = 0 if run.restored is None else run.restored.update
@@ -238,7 +256,9 @@ def _train(run: Run, beginning: Future[Progress], signals: list[int]) -> Progres
                 begun = time.perf_counter()
                 before = progress
                 progress, found = advance.call(run.experiment, run.inputs, progress, size)
-                metrics.append(advance.rows(found, first_update=before.update + 1, seeds=seeds))
+                rows = advance.rows(found, first_update=before.update + 1, seeds=seeds)
+                metrics.append(rows)
+                log(rows)
                 seconds = time.perf_counter() - begun
                 steps = int(np.sum(progress.env_steps - before.env_steps))
                 timings.append(
