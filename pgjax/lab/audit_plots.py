@@ -41,12 +41,7 @@ def along_training(data: xr.Dataset, output: Path) -> None:
         frameon=False,
         fontsize="small",
     )
-    part = output.with_name(f".part-{output.name}")
-    try:
-        figure.savefig(part, dpi=150)
-        part.replace(output)
-    finally:
-        part.unlink(missing_ok=True)
+    plots.save(figure, output)
 
 
 def _draw(axes: Axes, data: xr.Dataset, name: str) -> None:

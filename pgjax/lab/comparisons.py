@@ -99,6 +99,9 @@ def compare(
 ) -> list[Comparison]:
     """Compares the runs of X with those of others, one by one, and corrects for their number.
 
+    The test takes the runs of either as independent. What runs with the same seed have in common
+    makes it cautious: their difference varies less than it is taken to.
+
     Args:
       first: scores of X, `[runs]`.
       others: name -> scores, `[runs]`.

@@ -180,10 +180,15 @@ def resampled_iqms(values: np.ndarray, *, num_resamples: int = 1000, seed: int =
     packed = np.take_along_axis(values, np.argsort(gaps, axis=-1, kind="stable"), -1)
     made = np.sum(~gaps, axis=-1, keepdims=True)
     count, tasks, seeds = values.shape
-    uniform = np.random.default_rng(seed).random((num_resamples, 1, tasks, seeds))
+    rng = np.random.default_rng(seed)
+    # Where no run is missing these are the draws of `aggregate`, and so are the intervals.
+    whole = [rng.integers(seeds, size=(num_resamples, seeds)) for _ in range(tasks)]
+    whole = np.stack(whole, axis=1)[:, None]
+    uniform = (whole + rng.random(whole.shape)) / seeds
     found = []
     for part in _parts(num_resamples, values.size):
-        drawn = np.take_along_axis(packed[None], (uniform[part] * made).astype(int), -1)
+        index = np.where(made == seeds, whole[part], (uniform[part] * made).astype(int))
+        drawn = np.take_along_axis(packed[None], index, -1)
         drawn = np.where(np.arange(seeds) < made, drawn, np.nan)
         found.append(iqm_of_rows(drawn.reshape(-1, count, tasks * seeds)))
     return np.concatenate(found)
