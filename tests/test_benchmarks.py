@@ -6,7 +6,9 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("script", ["chunk_size", "gradient_norms", "oracle", "time_to_solve"])
+@pytest.mark.parametrize(
+    "script", ["chunk_size", "gradient_norms", "oracle", "rejax_sweep", "time_to_solve"]
+)
 def test_smoke(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [script, "--smoke"])
     runpy.run_module(f"benchmarks.{script}", run_name="__main__")
