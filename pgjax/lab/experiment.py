@@ -188,44 +188,68 @@ def describe(config: Config) -> str:
     )
 
 
-def over_runs(experiment: Experiment, devices: Sequence[Any] = ()) -> Experiment:
+def over_runs(experiment: Experiment) -> Experiment:
     """The same for many runs in one compiled program; every array leads with an axis of runs.
 
-    The state given to `train` is donated. Each function compiles once a shape.
-
-    Args:
-      experiment: of one run.
-      devices: what the runs are shared out over, evenly; none and one leave them where JAX puts
-        them. Devices do not wait for each other while they train.
+    The state given to `train` is donated. Each function compiles once a shape and device.
     """
-    mesh: Any = Mesh(np.array(devices), ("runs",))
-    runs: Any = PartitionSpec("runs")
-
-    def spread(function):
-        if len(devices) < 2:
-            return function
-        return jax.shard_map(function, mesh=mesh, in_specs=runs, out_specs=runs, check_vma=False)
 
     def train(inputs: Inputs, state: TrainState, *, num_steps: int):
-        return spread(jax.vmap(partial(experiment.train, num_steps=num_steps)))(inputs, state)
+        return jax.vmap(partial(experiment.train, num_steps=num_steps))(inputs, state)
 
     def evaluate(
         inputs: Inputs, params: Any, *, num_episodes: int, draw: int = 0, greedy: bool = False
     ):
         one = partial(experiment.evaluate, num_episodes=num_episodes, draw=draw, greedy=greedy)
-        return spread(jax.vmap(one))(inputs, params)
+        return jax.vmap(one)(inputs, params)
 
     return Experiment(
-        init=_compiled(spread(jax.vmap(experiment.init)), effort=0),
+        init=_compiled(jax.vmap(experiment.init), effort=0),
         train=_compiled(train, effort=1, static_argnames="num_steps", donate_argnums=1),
         evaluate=_compiled(evaluate, effort=0, static_argnames=("num_episodes", "greedy")),
     )
 
 
-def sharding(devices: Sequence[Any]) -> NamedSharding | None:
-    """How arrays with a leading axis of runs lie on several devices; None for fewer."""
-    if len(devices) < 2:
-        return None
+def over_devices(experiment: Experiment, devices: Sequence[Any]) -> Experiment:
+    """Many runs, shared out evenly over devices, which carry them out side by side.
+
+    Every device has a program of its own and waits for no other. One program partitioned over all
+    of them would be compiled to other machine code than the program of one, and round otherwise:
+    this way results are the same bits on any number of devices.
+
+    Args:
+      experiment: over runs.
+      devices: at least one; arrays lie on them as `sharding(devices)` says.
+    """
+    whole = sharding(devices)
+
+    def spread(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            leaves, structure = jax.tree.flatten(args)
+            shards = zip(*(_shards(leaf, devices) for leaf in leaves), strict=True)
+            parts = [function(*jax.tree.unflatten(structure, own), **kwargs) for own in shards]
+            return jax.tree.map(lambda *own: _joined(own, whole), *parts)
+
+        return call
+
+    return Experiment(*map(spread, experiment))
+
+
+def _shards(array: jax.Array, devices: Sequence[Any]) -> list[jax.Array]:
+    """What an array has on each device."""
+    on = {shard.device: shard.data for shard in array.addressable_shards}
+    return [on[device] for device in devices]
+
+
+def _joined(shards: Sequence[jax.Array], whole: NamedSharding) -> jax.Array:
+    """One array of what is on each device, without moving any of it."""
+    num, *rest = shards[0].shape
+    shape = (num * len(shards), *rest)
+    return jax.make_array_from_single_device_arrays(shape, whole, list(shards))
+
+
+def sharding(devices: Sequence[Any]) -> NamedSharding:
+    """How arrays with a leading axis of runs lie on devices."""
     return NamedSharding(Mesh(np.array(devices), ("runs",)), PartitionSpec("runs"))
 
 

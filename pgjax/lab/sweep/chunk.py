@@ -74,8 +74,7 @@ def carry_out(
     config, identity = runs[0], name(runs)
     # A program has one width: runs that are missing are stood in for by the last one.
     filled = [*runs, *[runs[-1]] * (program.width - len(runs))]
-    sharding = experiment.sharding(program.devices)
-    inputs = jax.device_put(experiment.inputs(filled), sharding)
+    inputs = jax.device_put(experiment.inputs(filled), program.sharding)
     where.mkdir(parents=True, exist_ok=True)
     progress = _begin(program, inputs, where, identity)
     file = where / METRICS
@@ -147,7 +146,7 @@ def _conclude(where: Path, result: Result) -> None:
 
 def _begin(program: Program, inputs: Any, where: Path, identity: str) -> Progress:
     """The newest checkpoint, or the start."""
-    template = jax.eval_shape(program.experiment.init, inputs)
+    template = jax.eval_shape(program.over_runs.init, inputs)
     try:
         restored = checkpoints.restore(where / CHECKPOINTS, template, identity)
     except ValueError:
@@ -163,7 +162,7 @@ def _begin(program: Program, inputs: Any, where: Path, identity: str) -> Progres
     env_steps, skipped = (np.pad(count, (0, missing), mode="edge") for count in counts)
     return Progress(
         update,
-        jax.device_put(state, experiment.sharding(program.devices)),
+        jax.device_put(state, program.sharding),
         env_steps,
         skipped,
     )

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from pgjax.lab import experiment, machine
 from pgjax.lab.config import Config
@@ -13,12 +15,22 @@ from pgjax.lab.experiment import Experiment
 
 
 class Program(NamedTuple):
-    """Runs side by side: `width` of them in one compiled program, shared out over devices."""
+    """Runs side by side: `width` of them, shared out over devices that all have one program."""
 
-    experiment: Experiment  # over runs
+    over_runs: Experiment  # what each device runs
     devices: tuple[Any, ...]
     width: int
     memory: int  # bytes, over all devices, while it runs
+
+    @property
+    def experiment(self) -> Experiment:
+        """Of all the runs, on arrays that lie on the devices as `sharding` says."""
+        return experiment.over_devices(self.over_runs, self.devices)
+
+    @property
+    def sharding(self) -> NamedSharding:
+        """How arrays lie on the devices."""
+        return experiment.sharding(self.devices)
 
 
 def key(config: Config) -> Hashable:
@@ -56,7 +68,7 @@ def fit(
       ValueError: not even one run a device fits.
     """
     devices = tuple(devices[:num_runs])
-    over = experiment.over_runs(experiment.build(config), devices)
+    over = experiment.over_runs(experiment.build(config))
     width = _even(num_runs, min(num_runs, at_once or num_runs), len(devices))
     while True:
         memory = len(devices) * _memory(over, config, devices, width)
@@ -86,19 +98,23 @@ def _even(num_runs: int, at_most: int, num_devices: int) -> int:
 
 
 def _memory(over: Experiment, config: Config, devices: Sequence[Any], width: int) -> int:
-    """Bytes a device that the larger of the two programs takes; compiles both."""
-    sharding = experiment.sharding(devices)
+    """Bytes that the larger of two programs takes on a device; compiles both, for each device."""
 
-    def like(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((width, *x.shape[1:]), x.dtype, sharding=sharding)
+    def compiled(device: Any) -> int:
+        def like(x: Any) -> jax.ShapeDtypeStruct:
+            shape = (width // len(devices), *x.shape[1:])
+            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=SingleDeviceSharding(device))
 
-    inputs = jax.tree.map(like, experiment.inputs([config]))
-    state = jax.tree.map(like, jax.eval_shape(over.init, inputs))
-    training = over.train.lower(inputs, state, num_steps=num_updates(config, 0)).compile()
-    evaluation = over.evaluate.lower(
-        inputs, state.params, num_episodes=config.evaluation_episodes
-    ).compile()
-    return max(map(_bytes, (training, evaluation)))
+        inputs = jax.tree.map(like, experiment.inputs([config]))
+        state = jax.tree.map(like, jax.eval_shape(over.init, inputs))
+        training = over.train.lower(inputs, state, num_steps=num_updates(config, 0)).compile()
+        evaluation = over.evaluate.lower(
+            inputs, state.params, num_episodes=config.evaluation_episodes
+        ).compile()
+        return max(map(_bytes, (training, evaluation)))
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        return max(pool.map(compiled, devices))
 
 
 def _bytes(compiled: Any) -> int:
