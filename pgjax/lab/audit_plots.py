@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from pgjax.lab import plots
 from pgjax.lab.plots import COLOURS
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
