@@ -1,4 +1,5 @@
-"""The command line: `pgjax train`, `sweep`, `evaluate`, `audit`, `plot` and `list`.
+"""The command line: `pgjax train`, `sweep`, `evaluate`, `audit`, `plot`, `report` and
+`list`.
 
 Only what parsing needs is imported here; JAX and the environments wait until a command runs.
 """
@@ -100,6 +101,7 @@ def _commands(defaults: Config) -> dict[str, Callable[..., int]]:
         "evaluate": _evaluate,
         "audit": _audit,
         "plot": _plot,
+        "report": _report,
         "list": _list,
     }
 
@@ -223,25 +225,56 @@ def _audit(
     return 0
 
 
-def _plot(
-    runs: tyro.conf.Positional[tuple[Path, ...]], /, output: Path = Path("learning_curves.png")
-) -> int:
-    """Draw the learning curves of runs into one figure.
+def _plot(runs: tyro.conf.Positional[tuple[Path, ...]], /, output: Path | None = None) -> int:
+    """Draw the learning curves of runs into one figure, or the figures of a sweep.
 
     Args:
-      runs: Directories of runs.
-      output: The figure; its suffix chooses the format.
+      runs: Directories of runs, or of one sweep.
+      output: The figure, whose suffix chooses the format, learning_curves.png by default; of a
+        sweep the directory of its figures, by default `figures` in its own.
     """
     with refusing():
         if not runs:
             raise ValueError("plot needs the directory of at least one run")
+        if _is_sweep(runs[0]):
+            return _figures(runs, output)
         from pgjax.lab import directory, plots
 
+        output = output or Path("learning_curves.png")
         found = [directory.find(path)[0] for path in runs]
         labels = _labels([run.path for run in found])
         plots.learning_curves(dict(zip(labels, (x.metrics for x in found), strict=True)), output)
     print(output)
     return 0
+
+
+def _figures(sweeps: Sequence[Path], output: Path | None) -> int:
+    if len(sweeps) > 1:
+        raise ValueError("plot draws the figures of one sweep at a time")
+    from pgjax.lab.sweep import dataset, figures
+
+    for path in figures.draw(dataset.load(sweeps[0]), output or sweeps[0] / "figures"):
+        print(path)
+    return 0
+
+
+def _report(sweep: tyro.conf.Positional[Path], /, output: Path | None = None) -> int:
+    """Write the report of a sweep: text, tables and figures.
+
+    Args:
+      sweep: Directory of the sweep, finished or not.
+      output: Directory of the report; by default `report` in the sweep's own.
+    """
+    with refusing():
+        from pgjax.lab.sweep import dataset, report
+
+        for path in report.write(dataset.load(sweep), output or sweep / "report"):
+            print(path)
+    return 0
+
+
+def _is_sweep(path: Path) -> bool:
+    return (path / "sweep.yaml").is_file() or path.suffix == ".nc"
 
 
 Registry = Literal["envs", "forms", "baselines", "policies", "distributions"]

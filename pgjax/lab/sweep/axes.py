@@ -17,6 +17,7 @@ import yaml
 from pgjax import checks
 from pgjax.lab import config as configs
 from pgjax.lab.config import Config
+from pgjax.lab.sweep.settings import OPTIONS
 
 SCALES = ("linear", "log")
 """How a range is divided."""
@@ -33,6 +34,8 @@ FIXED = (
     "keep_checkpoints",
     "updates_per_call",
     "evaluation_episodes",
+    "loggers",
+    "loggers",
 )
 """Fields of a config that a sweep takes one value of."""
 
@@ -96,7 +99,7 @@ def dump(axis: Axis) -> Any:
     if isinstance(axis, Range):
         num = "" if axis.num is None else f":{axis.num}"
         return f"{axis.low!r}..{axis.high!r}:{axis.scale}{num}"
-    return [label(level) if isinstance(level, tuple) else level for level in axis]
+    return [list(level) if isinstance(level, tuple) else level for level in axis]
 
 
 def levels(name: str, axis: Axis) -> Levels:
@@ -144,6 +147,12 @@ def label(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
+def coordinate(value: Any) -> Any:
+    """A value as a coordinate: a number as it is, anything else as text."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number else label(value)
+
+
 def _range(name: str, given: str, match: re.Match[str]) -> Range:
     low, high = (_number(name, given, match[end]) for end in ("low", "high"))
     num = match["num"]
@@ -178,15 +187,25 @@ def _number(name: str, given: str, text: str) -> float:
         raise ValueError(f"{name_of(name)}={given!r} must go from a number to a number") from error
 
 
+def scalar(text: str) -> Any:
+    """What text on a command line stands for; text that stands for nothing else is itself."""
+    try:
+        return None if text == "None" else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # the latter for what looks like a date and is none
+        return text
+
+
 def _value(name: str, item: Any) -> Any:
     """An item as the type its field declares."""
     if isinstance(item, str) and name == "hidden":
         item = item.split("x")
         item = [int(width) if width.isdecimal() else width for width in item]
     elif isinstance(item, str):
-        item = None if item == "None" else yaml.safe_load(item)
+        item = scalar(item)
     elif isinstance(item, tuple):
         item = list(item)
+    elif name == "hidden" and isinstance(item, int):
+        item = [item]
     if name.startswith(ENV_PARAMS):
         key = name.removeprefix(ENV_PARAMS)
         return configs.parse({"env_params": {key: item}}).env_params[key]
@@ -204,4 +223,4 @@ def check_name(name: str) -> None:
     if name == "env_params":
         raise ValueError("env_params cannot be swept as a whole, but each of its parameters can")
     if not name.startswith(ENV_PARAMS):
-        checks.choice("swept name", name, [field for field in Config.__dataclass_fields__])
+        checks.choice("key", name, [*Config.__dataclass_fields__, *OPTIONS])

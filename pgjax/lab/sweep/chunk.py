@@ -97,10 +97,10 @@ def carry_out(
         if progress.update:
             checkpoints.save(where / CHECKPOINTS, progress.update, progress.state, identity)
         return None
-    final = _final(program, inputs, progress, config)
-    final = {key: values[: len(runs)] for key, values in final.items()}
+    scores = final(program, inputs, progress, config)
+    scores = {key: values[: len(runs)] for key, values in scores.items()}
     seconds = time.perf_counter() - begun
-    _conclude(where, Result(list(indices), {}, final, seconds, machine.describe()))
+    _conclude(where, Result(list(indices), {}, scores, seconds, machine.describe()))
     shutil.rmtree(where / CHECKPOINTS, ignore_errors=True)
     return read(where)
 
@@ -178,7 +178,7 @@ def _rows(found: dict[str, np.ndarray], update: int, seconds: float) -> list[dic
     ]
 
 
-def _final(
+def final(
     program: Program, inputs: Any, progress: Progress, config: Config
 ) -> dict[str, np.ndarray]:
     """Fresh episodes of the final policies, and whether they diverged, `[R]` each."""

@@ -78,7 +78,7 @@ def command(
             from pgjax.lab import machine
 
             machine.devices()  # before anything uses JAX
-            from pgjax.lab.sweep import design, plan, run
+            from pgjax.lab.sweep import design, plan, run, search
 
             limits = {
                 "memory_limit": None if memory_limit is None else machine.bytes_of(memory_limit),
@@ -86,16 +86,20 @@ def command(
             }
             if resume is None:
                 content = ({} if config is None else design.load(config)) | given
-                ready = run.prepare(design.parse(content), **limits)
+                sweep = design.parse(content)
+                way = run if sweep.search is None else search
+                ready = way.prepare(sweep, **limits)
                 start = lambda: run.start(ready)
             else:
-                resumed = run.resume(resume, **limits)
+                _, sweep = run.find(resume)
+                way = run if sweep.search is None else search
+                resumed = way.resume(resume, **limits)
                 ready, start = resumed.plan, lambda: resumed
         print(plan.describe(ready), flush=True)
         if dry_run:
             return 0
         started = start()
-    stopped = run.follow(started, save_every=save_every)
+    stopped = way.follow(started, save_every=save_every)
     return 0 if stopped is None else 128 + stopped
 
 

@@ -39,6 +39,7 @@ UNITS = {
         "environment steps",
     ),
     "diverged": ("whether updates were skipped or parameters grew out of all proportion", "1"),
+    "pruned": ("whether the run was stopped early, for others to be tried", "1"),
     "seconds": ("wall time of the run's chunk, divided among its runs", "s"),
     "finished": ("whether the run was carried out to its end", "1"),
 }
@@ -61,6 +62,19 @@ def empty(num_configurations: int, num_seeds: int, num_updates: int) -> Table:
     return Table(shape, {}, {"finished": np.zeros(shape[:2], bool)})
 
 
+def grown(table: Table, num_configurations: int) -> Table:
+    """A table with room for more configurations."""
+    more = num_configurations - table.shape[0]
+
+    def grow(values: np.ndarray) -> np.ndarray:
+        fill = False if values.dtype == bool else np.nan
+        pads = [(0, more)] + [(0, 0)] * (values.ndim - 1)
+        return np.pad(values, pads, constant_values=fill)
+
+    curves, final = ({key: grow(x) for key, x in part.items()} for part in table[1:])
+    return Table((num_configurations, *table.shape[1:]), curves, final)
+
+
 def enter(table: Table, result: Result) -> None:
     """Enters the results of a chunk, in place."""
     index = tuple(np.array(result.runs).T)
@@ -72,7 +86,8 @@ def enter(table: Table, result: Result) -> None:
     for name, values in final.items():
         into = table.final.setdefault(name, np.full(table.shape[:2], np.nan))
         into[index] = values
-    table.final["finished"][index] = True
+    pruned = result.final.get("pruned", np.zeros(len(result.runs)))
+    table.final["finished"][index] = pruned == 0
 
 
 def build(sweep: Sweep, configurations: Sequence[Values], table: Table) -> xr.Dataset:

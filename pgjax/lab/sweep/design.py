@@ -1,6 +1,7 @@
 """From what was written to a sweep, and from a sweep to its configurations."""
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -153,8 +154,14 @@ def describe(values: Values) -> str:
 
 def identity(sweep: Sweep) -> str:
     """Names what a sweep computes: the same for sweeps that differ only in where they stand."""
-    base = dataclasses.replace(sweep.base, name=None, directory="", checkpoint_every=1)
+    base = dataclasses.replace(sweep.base, name=None, directory="", checkpoint_every=1, loggers=())
     return json.dumps(yaml.safe_load(dump(dataclasses.replace(sweep, base=base, storage=None))))
+
+
+def digest(sweep: Sweep) -> str:
+    """A short name for what a sweep computes, however many trials of it are made."""
+    content = identity(dataclasses.replace(sweep, trials=1))
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _grid(sweep: Sweep) -> Iterator[Values]:
@@ -187,6 +194,12 @@ def _validate_search(sweep: Sweep) -> None:
     configs.count("batch", sweep.batch)
     if not sweep.axes:
         raise ValueError(f"search={sweep.search!r} needs something to sweep")
+    leveled = [axes.name_of(name) for name, axis in sweep.axes.items() if getattr(axis, "num", 0)]
+    if leveled:
+        raise ValueError(
+            f"search={sweep.search!r} moves through whole ranges: {leveled[0]} needs no number of "
+            "levels; give them one by one, as in a,b,c, to choose among them"
+        )
     if sweep.search == "cmaes":
         choices = [name for name, axis in sweep.axes.items() if not isinstance(axis, Range)]
         if choices:
@@ -211,6 +224,8 @@ def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(field: str, given: Any) -> Any:
     """The one value of a field that cannot be swept, which text may stand for."""
+    if field == "loggers" and isinstance(given, str):
+        given = given.split(",")
     value = yaml.safe_load(given) if isinstance(given, str) else given
     if value is not None and configs.accepts(field, str):
         value = given

@@ -9,6 +9,7 @@ from pgjax.lab import experiment, machine
 from pgjax.lab.config import Config
 from pgjax.lab.sweep import axes, design
 from pgjax.lab.sweep import program as programs
+from pgjax.lab.sweep.axes import Range
 from pgjax.lab.sweep.chunk import Index
 from pgjax.lab.sweep.design import Values
 from pgjax.lab.sweep.program import Program
@@ -75,11 +76,25 @@ def make(
       ValueError: a configuration that cannot be, with what is wrong, or too little memory.
     """
     design.validate(sweep)
-    limit = machine.memory() if memory_limit is None else memory_limit
     configurations = design.lay_out(sweep)
-    groups = group(sweep, configurations)
-    _check_results(sweep, groups, len(configurations), limit)
+    return compiled(
+        sweep, configurations, devices=devices, memory_limit=memory_limit, at_once=at_once
+    )
 
+
+def compiled(
+    sweep: Sweep,
+    configurations: list[Values],
+    *,
+    devices: Sequence[Any],
+    memory_limit: int | None = None,
+    at_once: int | Sequence[int] | None = None,
+    num_runs: int | None = None,
+) -> Plan:
+    """A plan of given configurations, as `make` has it; with `num_runs` for each program."""
+    limit = machine.memory() if memory_limit is None else memory_limit
+    groups = group(sweep, configurations)
+    _check_results(sweep, groups, design.num_configurations(sweep), limit)
     if isinstance(at_once, int):
         configs.count("at_once", at_once)
     widths = at_once if isinstance(at_once, Sequence) else [at_once] * len(groups)
@@ -87,7 +102,7 @@ def make(
     def fitted(found: Group, width: int | None) -> Program:
         return programs.fit(
             found.config,
-            num_runs=len(found.runs),
+            num_runs=num_runs or len(found.runs),
             devices=devices,
             memory_limit=limit,
             at_once=width,
@@ -98,14 +113,49 @@ def make(
         return Plan(sweep, configurations, groups, list(pool.map(fitted, groups, widths)), limit)
 
 
-def group(sweep: Sweep, configurations: Sequence[Values]) -> list[Group]:
+class Programs:
+    """The programs of a plan, and those of configs that come up later."""
+
+    def __init__(self, plan: Plan, *, num_runs: int):
+        self.memory_limit = plan.memory_limit
+        self._num_runs = num_runs
+        self._devices = machine.devices()
+        pairs = zip(plan.groups, plan.programs, strict=True)
+        self._known = {programs.key(found.config): program for found, program in pairs}
+
+    def of(self, config: Config) -> Program:
+        """The program of a config, compiled if it is the first of its kind.
+
+        Raises:
+          ValueError: it does not fit memory.
+        """
+        key = programs.key(config)
+        if key not in self._known:
+            self._known[key] = programs.fit(
+                config,
+                num_runs=self._num_runs,
+                devices=self._devices,
+                memory_limit=self.memory_limit,
+            )
+        return self._known[key]
+
+
+def group(
+    sweep: Sweep, configurations: Sequence[Values], indices: Sequence[int] | None = None
+) -> list[Group]:
     """Configurations whose runs share a program, in the order they first come up.
+
+    Args:
+      sweep: what they belong to.
+      configurations: all of them.
+      indices: which ones; None takes all.
 
     Raises:
       ValueError: a configuration whose numbers cannot be.
     """
     groups: dict[object, Group] = {}
-    for index, values in enumerate(configurations):
+    for index in range(len(configurations)) if indices is None else indices:
+        values = configurations[index]
         try:
             first, *_ = seeds = design.runs_of(sweep, values)
             experiment.check_numbers(first)
@@ -119,10 +169,10 @@ def group(sweep: Sweep, configurations: Sequence[Values]) -> list[Group]:
 def describe(plan: Plan) -> str:
     """The plan in words: what is swept, then a line a group."""
     sweep, chunks = plan.sweep, plan.chunks()
-    num_runs = sum(len(group.runs) for group in plan.groups)
+    num = design.num_configurations(sweep)
     lines = [
-        f"{_counted(len(plan.configurations), 'configuration')} ({_swept(sweep)}) x "
-        f"{_counted(sweep.base.seeds, 'seed')} = {_counted(num_runs, 'run')}, in "
+        f"{_counted(num, 'configuration')} ({_swept(sweep)}) x "
+        f"{_counted(sweep.base.seeds, 'seed')} = {_counted(num * sweep.base.seeds, 'run')}, in "
         f"{_counted(len(plan.groups), 'group')} of one program each",
     ]
     rows = [("group", "what it has of its own", "runs", "at once", "chunks", "memory")]
@@ -131,9 +181,9 @@ def describe(plan: Plan) -> str:
             (
                 str(index + 1),
                 _own(plan, found),
-                str(len(found.runs)),
+                "as asked" if sweep.search else str(len(found.runs)),
                 str(program.width),
-                str(sum(chunk.group == index for chunk in chunks)),
+                "as asked" if sweep.search else str(sum(x.group == index for x in chunks)),
                 machine.in_words(program.memory),
             )
         )
@@ -158,7 +208,9 @@ def _own(plan: Plan, found: Group) -> str:
     shared = {
         name: value
         for name, value in members[0].items()
-        if len(plan.groups) > 1 and all(member[name] == value for member in members)
+        if not (plan.sweep.search and isinstance(plan.sweep.axes[name], Range))
+        and len(plan.groups) > 1
+        and all(member[name] == value for member in members)
     }
     return design.describe(shared) or "-"
 
@@ -166,6 +218,10 @@ def _own(plan: Plan, found: Group) -> str:
 def _swept(sweep: Sweep) -> str:
     if not sweep.axes:
         return "nothing is swept"
+    if sweep.search is not None:
+        pruned = ", pruned" if sweep.prune else ""
+        names = ", ".join(map(axes.name_of, sweep.axes))
+        return f"searched by {sweep.search} {sweep.batch} at a time{pruned}, {names}"
     if sweep.design != "grid":
         return f"{sweep.design}, {', '.join(map(axes.name_of, sweep.axes))}"
     pairs = zip(sweep.axes, design.shape(sweep), strict=True)

@@ -1,11 +1,12 @@
 """A sweep from start to finish: plan, carry out what is missing, keep the results together."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +15,11 @@ import xarray as xr
 from tqdm import tqdm
 
 from pgjax.lab import config as configs
-from pgjax.lab import directory, interrupts, machine, statistics
+from pgjax.lab import directory, interrupts, loggers, machine, statistics
+from pgjax.lab.sweep import axes, dataset, design
 from pgjax.lab.sweep import chunk as chunks
-from pgjax.lab.sweep import dataset, design
 from pgjax.lab.sweep import plan as plans
-from pgjax.lab.sweep.chunk import Result
-from pgjax.lab.sweep.dataset import Table
+from pgjax.lab.sweep.chunk import Index, Result
 from pgjax.lab.sweep.plan import Chunk, Plan
 from pgjax.lab.sweep.settings import Sweep
 
@@ -106,7 +106,7 @@ def prepare(sweep: Sweep, **limits: Any) -> Plan:
       ValueError: a choice that cannot be, or a directory that exists.
     """
     design.validate(sweep)
-    vacant(sweep)
+    check(sweep)
     return plans.make(sweep, devices=machine.devices(), **limits)
 
 
@@ -168,28 +168,45 @@ def follow(
     """
     store, plan = started
     with directory.locked(store.path), interrupts.noted() as signals:
-        table, todo = _look(store, plan)
-        kept = _Kept(store, plan, table)
-        with _bar(plan, todo) as bar:
-            job = Job(
+        kept = Kept(store, plan)
+        kept.recall()
+        done = carry_out(
+            store, kept, plan.chunks(kept.finished()), signals, launcher or here, save_every
+        )
+        kept.write()
+    return conclude(store, kept, signals) if done else left(store, kept, signals)
+
+
+def carry_out(
+    store: Store,
+    kept: "Kept",
+    todo: Sequence[Chunk],
+    signals: Sequence[int],
+    launcher: Launcher,
+    save_every: float,
+) -> bool:
+    """Has chunks carried out, shown, logged and kept; whether all of them were."""
+    if not todo:
+        return True
+    plan = kept.plan
+    with progress_bar(plan, todo) as bar, _logging(store, plan) as log:
+
+        def observe(chunk: Chunk, update: int, found: dict[str, np.ndarray]) -> None:
+            show(bar, len(chunk.runs), found)
+            if plan.sweep.base.loggers:
+                log(_rows(plan, chunk, update, found))
+
+        return launcher(
+            Job(
                 plan=plan,
                 todo=todo,
                 where=lambda chunk: store.chunk(chunks.name(plan.configs(chunk.runs))),
-                observe=lambda chunk, update, found: _advance(bar, len(chunk.runs), found),
+                observe=observe,
                 finish=kept.enter,
                 stopped=lambda: signals,
                 save_every=save_every,
             )
-            done = not todo or (launcher or here)(job)
-        kept.write()
-    if not done:
-        finished = int(table.final["finished"].sum())
-        print(f"stopped with {finished:,} of {table.final['finished'].size:,} runs finished")
-        print(f"continue with: pgjax sweep --resume {store.path}", flush=True)
-        return signals[0] if signals else None
-    _tidy(store)
-    conclude(store, plan, kept.dataset())
-    return None
+        )
 
 
 def here(job: Job) -> bool:
@@ -210,8 +227,18 @@ def here(job: Job) -> bool:
     return True
 
 
-def conclude(store: Store, plan: Plan, found: xr.Dataset) -> None:
+def left(store: Store, kept: "Kept", signals: Sequence[int]) -> int | None:
+    """Says how to go on with a sweep that was stopped; the signal that did."""
+    finished = kept.table.final["finished"]
+    print(f"stopped with {int(finished.sum()):,} of {finished.size:,} runs finished")
+    print(f"continue with: pgjax sweep --resume {store.path}", flush=True)
+    return signals[0] if signals else None
+
+
+def conclude(store: Store, kept: "Kept", signals: Sequence[int] = ()) -> None:
     """Says what diverged and what did best, and where things are."""
+    tidy(store)
+    plan, found = kept.plan, kept.dataset()
     print(diverged(plan, found) or "no run diverged")
     values, summary = best(plan, found)
     if values is not None:
@@ -261,22 +288,43 @@ def best(plan: Plan, found: xr.Dataset) -> tuple[Any, Any]:
     return plan.configurations[index], statistics.summarise(scores[index])
 
 
-class _Kept:
+class Kept:
     """Results as they come in, on disk now and then."""
 
-    def __init__(self, store: Store, plan: Plan, table: Table):
-        self._store, self._plan, self._table = store, plan, table
+    def __init__(self, store: Store, plan: Plan):
+        updates = max(group.config.num_updates for group in plan.groups)
+        self.plan = plan
+        self.table = dataset.empty(len(plan.configurations), plan.sweep.base.seeds, updates)
+        self._store = store
         self._cost, self._written = 0.0, time.perf_counter()
+
+    def follow_on(self, plan: Plan) -> None:
+        """Goes on with a plan that has more configurations."""
+        known = len(self.plan.configurations)
+        self.plan, self.table = plan, dataset.grown(self.table, len(plan.configurations))
+        if not known:
+            self.recall()
+
+    def recall(self) -> None:
+        """Enters what is finished on disk, whatever chunks it was made in."""
+        for where in sorted(self._store.chunks.iterdir()) if self._store.chunks.is_dir() else ():
+            result = chunks.read(where)
+            if result is not None:
+                dataset.enter(self.table, result)
+
+    def finished(self) -> set[Index]:
+        """The runs that have results."""
+        return {(int(c), int(s)) for c, s in np.argwhere(self.table.final["finished"])}
 
     def enter(self, result: Result) -> None:
         """Enters the results of a chunk."""
-        dataset.enter(self._table, result)
+        dataset.enter(self.table, result)
         if SHARE * (time.perf_counter() - self._written) >= self._cost:
             self.write()
 
     def dataset(self) -> xr.Dataset:
         """All results so far."""
-        return dataset.build(self._plan.sweep, self._plan.configurations, self._table)
+        return dataset.build(self.plan.sweep, self.plan.configurations, self.table)
 
     def write(self) -> None:
         """Writes them, whole or not at all."""
@@ -286,38 +334,58 @@ class _Kept:
         self._cost = self._written - begun
 
 
-def _look(store: Store, plan: Plan) -> tuple[Table, list[Chunk]]:
-    """What is finished, whatever chunks it was made in, and chunks of what is not."""
-    updates = max(group.config.num_updates for group in plan.groups)
-    table = dataset.empty(len(plan.configurations), plan.sweep.base.seeds, updates)
-    finished = set()
-    for where in sorted(store.chunks.iterdir()) if store.chunks.is_dir() else ():
-        result = chunks.read(where)
-        if result is not None:
-            dataset.enter(table, result)
-            finished |= set(result.runs)
-    return table, plan.chunks(finished)
-
-
-def _tidy(store: Store) -> None:
+def tidy(store: Store) -> None:
     """Removes what was begun and then carried out in other chunks."""
     for where in store.chunks.iterdir():
         if chunks.read(where) is None:
             shutil.rmtree(where)
 
 
-def _bar(plan: Plan, todo: Sequence[Chunk]) -> Any:
+@contextlib.contextmanager
+def _logging(store: Store, plan: Plan) -> Iterator[Callable[[loggers.Rows], None]]:
+    """The loggers of a sweep, with a series a run."""
+    by = (*map(axes.name_of, plan.sweep.axes), "seed")
+    content = design.load(store.sweep)
+    path, names = store.path, plan.sweep.base.loggers
+    with loggers.opened(names, path, path.name, content, by=by) as log:
+        yield log
+
+
+def _rows(
+    plan: Plan, chunk: Chunk, update: int, found: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """What a call gave as records, one an update and run."""
+    names = [
+        {axes.name_of(key): axes.coordinate(x) for key, x in plan.configurations[index].items()}
+        | {"seed": plan.sweep.base.seed + seed}
+        for index, seed in chunk.runs
+    ]
+    return [
+        {"update": update + 1 + step} | own | {key: x[run, step] for key, x in found.items()}
+        for step in range(found["env_steps"].shape[1])
+        for run, own in enumerate(names)
+    ]
+
+
+def progress_bar(plan: Plan, todo: Sequence[Chunk]) -> Any:
+    """Counts the updates of all runs."""
     updates = sum(len(x.runs) * plan.groups[x.group].config.num_updates for x in todo)
     return tqdm(total=updates, unit="update", unit_scale=True, file=sys.stderr)
 
 
-def _advance(bar: Any, num_runs: int, found: dict[str, np.ndarray]) -> None:
+def show(bar: Any, num_runs: int, found: dict[str, np.ndarray]) -> None:
+    """Shows a call on the bar."""
     bar.set_postfix_str(f"{num_runs} runs at once, return {np.nanmean(found['return']):.4g}")
     bar.update(found["return"].size)
 
 
-def vacant(sweep: Sweep) -> None:
-    """Refuses a name that is taken, and says whether by this sweep or another."""
+def check(sweep: Sweep) -> None:
+    """Refuses loggers that are missing and a name that is taken, by this sweep or another.
+
+    Raises:
+      ValueError: says which.
+    """
+    loggers.check(sweep.base.loggers)
     taken = Path(sweep.base.directory) / str(sweep.base.name)
     if sweep.base.name is not None and (taken / Store.SWEEP).is_file():
         _, other = find(taken)
