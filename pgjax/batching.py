@@ -81,3 +81,23 @@ def _in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
         return out, jax.tree.map(lambda _: True, out)
 
     return apply
+
+
+def vmap_in_blocks(function: Callable[..., Any], size: int | None) -> Callable[..., Any]:
+    """`jax.vmap(function)`, of at most `size` calls at a time; None makes all of them at once.
+
+    Blocks are alike; what is missing to the last one is filled by its last call, made again.
+    """
+
+    def call(*args: Any) -> Any:
+        num = len(jax.tree.leaves(args)[0])
+        if size is None or num <= size:
+            return jax.vmap(function)(*args)
+        num_blocks = -(-num // size)
+        width = -(-num // num_blocks)
+        index = jnp.minimum(jnp.arange(num_blocks * width), num - 1).reshape(num_blocks, width)
+        blocks = jax.tree.map(lambda x: x[index], args)
+        out = jax.lax.map(lambda block: jax.vmap(function)(*block), blocks)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num], out)
+
+    return call

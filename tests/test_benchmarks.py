@@ -7,7 +7,7 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "script", ["chunk_size", "gradient_norms", "oracle", "rejax_sweep", "time_to_solve"]
+    "script", ["chunk_size", "gradient_norms", "oracle", "rejax_sweep", "sweep", "time_to_solve"]
 )
 def test_smoke(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [script, "--smoke"])

@@ -180,7 +180,7 @@ def _start(setting: Setting, config: Config) -> Point:
 def _points(config: Config, run: Path) -> list[Point]:
     """The start of a run and its checkpoints, those of the first seed."""
     found, _ = directory.find(run)
-    trainer = experiment.over_runs(experiment.build(config))
+    trainer = experiment.over_runs(experiment.build(config), experiment.block(config))
     inputs = experiment.inputs(experiment.each_seed(config))
     template = jax.eval_shape(trainer.init, inputs)
     states = dict(checkpoints.intact(found.checkpoints, template, runs.identity(config)))

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pgjax import environments, estimators, gradients, policies, rollout, score, train
+from pgjax import batching, environments, estimators, gradients, policies, rollout, score, train
 from pgjax.lab import config as configs
 from pgjax.lab.config import Config
 from pgjax.train import TrainState
@@ -32,6 +32,10 @@ NUMBERS = (
 
 ENV_PARAMS = "env_params."
 """What the names of the environment's numbers start with."""
+
+
+ROWS = 512
+"""Rows of a block of runs on a CPU."""
 
 
 class Inputs(NamedTuple):
@@ -188,14 +192,19 @@ def describe(config: Config) -> str:
     )
 
 
-def over_runs(experiment: Experiment) -> Experiment:
+def over_runs(experiment: Experiment, block: int | None = None) -> Experiment:
     """The same for many runs in one compiled program; every array leads with an axis of runs.
 
     The state given to `train` is donated. Each function compiles once a shape and device.
+
+    Args:
+      experiment: of one run.
+      block: runs that are trained at a time, one block after the other; None takes all at once.
     """
 
     def train(inputs: Inputs, state: TrainState, *, num_steps: int):
-        return jax.vmap(partial(experiment.train, num_steps=num_steps))(inputs, state)
+        one = partial(experiment.train, num_steps=num_steps)
+        return batching.vmap_in_blocks(one, block)(inputs, state)
 
     def evaluate(
         inputs: Inputs, params: Any, *, num_episodes: int, draw: int = 0, greedy: bool = False
@@ -208,6 +217,15 @@ def over_runs(experiment: Experiment) -> Experiment:
         train=_compiled(train, effort=1, static_argnames="num_steps", donate_argnums=1),
         evaluate=_compiled(evaluate, effort=0, static_argnames=("num_episodes", "greedy")),
     )
+
+
+def block(config: Config) -> int | None:
+    """Runs that are best trained at a time: on a CPU so many that their rows stay in its cache.
+
+    A block of runs steps its environments until the last episode of the block has ended: runs that
+    learn do not keep waiting those that do not.
+    """
+    return max(1, ROWS // config.num_episodes) if jax.default_backend() == "cpu" else None
 
 
 def over_devices(experiment: Experiment, devices: Sequence[Any]) -> Experiment:
@@ -261,7 +279,8 @@ def _compiled(function: Callable[..., Any], *, effort: int, **kwargs: Any) -> Ca
     """
     cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": effort} if cpu else None
-    return jax.jit(function, compiler_options=options, **kwargs)
+    # What depends on none of its arguments must yet lie on their device.
+    return jax.jit(function, compiler_options=options, keep_unused=True, **kwargs)
 
 
 def each_seed(config: Config) -> list[Config]:

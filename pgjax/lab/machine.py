@@ -67,7 +67,7 @@ def bytes_of(text: str) -> int:
 def in_words(size: float) -> str:
     """A number of bytes in words."""
     for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
+        if size < 999.5:  # what rounds to less than one of the next unit
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"

@@ -35,7 +35,6 @@ FIXED = (
     "updates_per_call",
     "evaluation_episodes",
     "loggers",
-    "loggers",
 )
 """Fields of a config that a sweep takes one value of."""
 

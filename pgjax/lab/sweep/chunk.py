@@ -41,9 +41,9 @@ class Result(NamedTuple):
     device: str
 
 
-def name(runs: Sequence[Config]) -> str:
-    """Of the directory of a chunk, from all that it computes."""
-    content = json.dumps([asdict(run) for run in runs])
+def name(runs: Sequence[Config], indices: Sequence[Index] = ()) -> str:
+    """Of the directory of a chunk, from all that it computes and which runs of the sweep it is."""
+    content = json.dumps([[asdict(run) for run in runs], list(indices)])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -78,7 +78,6 @@ def carry_out(
     where.mkdir(parents=True, exist_ok=True)
     progress = _begin(program, inputs, where, identity)
     file = where / METRICS
-    records.truncate(file, progress.update)
     begun = saved = time.perf_counter()
     with records.Records(file) as metrics:
         while progress.update < config.num_updates and not stopped():
@@ -115,13 +114,15 @@ def read(where: Path) -> Result | None:
         return None
     try:
         content = json.loads((where / RESULT).read_text(encoding="utf-8"))
+        if content.pop("digest") != _digest(where / METRICS):
+            raise ValueError(f"{METRICS} is not as it was written")
         runs = [(index, seed) for index, seed in content.pop("runs")]
         device, seconds = content.pop("device"), content.pop("seconds")
         rows = records.read(where / METRICS)
         seconds += sum(row.pop("seconds") for row in rows)
         curves = {key: _array([row[key] for row in rows]).T for key in rows[0] if key != "update"}
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"{where} does not hold the results of a chunk: {error!r}") from error
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
+        raise ValueError(f"{where} does not hold the results of a chunk: {error}") from error
     return Result(runs, curves, {key: _array(x) for key, x in content.items()}, seconds, device)
 
 
@@ -141,31 +142,41 @@ def _conclude(where: Path, result: Result) -> None:
     """Writes what a finished chunk has beside its curves, which marks it as finished."""
     content = {key: records.plain(values) for key, values in result.final.items()}
     content |= {"runs": result.runs, "seconds": result.seconds, "device": result.device}
+    content["digest"] = _digest(where / METRICS)
     directory.write(where / RESULT, json.dumps(content) + "\n")
 
 
 def _begin(program: Program, inputs: Any, where: Path, identity: str) -> Progress:
-    """The newest checkpoint, or the start."""
+    """The newest checkpoint, or the start: what is damaged or was of another width is made again.
+
+    Records of what comes after it are dropped.
+    """
     template = jax.eval_shape(program.over_runs.init, inputs)
     try:
         restored = checkpoints.restore(where / CHECKPOINTS, template, identity)
-    except ValueError:
-        restored = None  # A chunk that is all damaged is a chunk to be made again.
-    if restored is None:
-        return advance.begin(program.experiment, inputs)
-    update, state = restored
-    rows = [row for row in records.read(where / METRICS) if row["update"] == update]
-    if not rows:
-        return advance.begin(program.experiment, inputs)  # a kill came between the two
+        if restored is not None:
+            return _restored(program, where, *restored)
+    except (ValueError, KeyError, TypeError):
+        pass
+    shutil.rmtree(where / CHECKPOINTS, ignore_errors=True)
+    (where / METRICS).unlink(missing_ok=True)
+    return advance.begin(program.experiment, inputs)
+
+
+def _restored(program: Program, where: Path, update: int, state: Any) -> Progress:
+    """A checkpoint with what the records say of it.
+
+    Raises:
+      ValueError: the records do not lead up to the checkpoint.
+    """
+    records.truncate(where / METRICS, update)
+    rows = records.read(where / METRICS)
+    if [row["update"] for row in rows] != list(range(1, update + 1)):
+        raise ValueError(f"{where / METRICS} does not lead up to update {update}")
     counts = (np.array(rows[-1][key], np.int64) for key in ("env_steps", "skipped"))
     missing = program.width - len(rows[-1]["env_steps"])
     env_steps, skipped = (np.pad(count, (0, missing), mode="edge") for count in counts)
-    return Progress(
-        update,
-        jax.device_put(state, program.sharding),
-        env_steps,
-        skipped,
-    )
+    return Progress(update, jax.device_put(state, program.sharding), env_steps, skipped)
 
 
 def _rows(found: dict[str, np.ndarray], update: int, seconds: float) -> list[dict[str, Any]]:
@@ -195,6 +206,10 @@ def final(
         rms = np.sqrt(np.concatenate(squares, axis=1).mean(axis=1))
     skipped = progress.skipped > 0
     return means | {"diverged": skipped | ~(rms < LARGE)}
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _array(values: Any) -> np.ndarray:

@@ -1,6 +1,9 @@
 """The command line of `pgjax sweep`; JAX waits until the command runs."""
 
+import contextlib
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,6 +51,8 @@ def command(
     save_every: float = 60.0,
     launcher: Literal["here", "ray"] = "here",
     ray_address: str | None = None,
+    ray_cpus: int | None = None,
+    ray_gpus: int | None = None,
     settings: tyro.conf.OmitArgPrefixes[Flags] = Flags(),  # type: ignore # noqa: B008
 ) -> int:
     """Train seeds times hyperparameters, many runs in one program.
@@ -66,41 +71,97 @@ def command(
       save_every: Seconds between checkpoints of the runs under way.
       launcher: Where the runs are carried out: here, or as tasks on a Ray cluster.
       ray_address: Address of the cluster, as in auto or host:6379; None starts a local one.
+      ray_cpus: CPUs of a task; None takes 1 beside GPUs, else all that the smallest node has.
+      ray_gpus: GPUs of a task; None takes 1 where the cluster has GPUs.
       settings: What the sweep is. Names are those of a YAML file, with dashes.
     """
-    with refusing():
-        given = _given(settings)
-        if resume is not None and (config is not None or given):
-            raise ValueError("--resume goes by the sweep's own settings; drop the other flags")
-        if ray_address is not None and launcher != "ray":
-            raise ValueError(f"ray_address={ray_address!r} goes with --launcher ray")
-        with without_collection():
-            from pgjax.lab import machine
+    ray = {"address": ray_address, "cpus": ray_cpus, "gpus": ray_gpus}
+    with contextlib.ExitStack() as stack:
+        with refusing():
+            given = _given(settings)
+            if resume is not None and (config is not None or given):
+                raise ValueError("--resume goes by the sweep's own settings; drop the other flags")
+            cluster = _cluster(stack, launcher, ray)
+            with without_collection():
+                from pgjax.lab import machine
 
-            machine.devices()  # before anything uses JAX
-            from pgjax.lab.sweep import design, plan, run, search
+                machine.devices()  # before anything uses JAX
+                from pgjax.lab.sweep import plan
 
-            limits = {
-                "memory_limit": None if memory_limit is None else machine.bytes_of(memory_limit),
-                "at_once": at_once,
-            }
-            if resume is None:
-                content = ({} if config is None else design.load(config)) | given
-                sweep = design.parse(content)
-                way = run if sweep.search is None else search
-                ready = way.prepare(sweep, **limits)
-                start = lambda: run.start(ready)
-            else:
-                _, sweep = run.find(resume)
-                way = run if sweep.search is None else search
-                resumed = way.resume(resume, **limits)
-                ready, start = resumed.plan, lambda: resumed
-        print(plan.describe(ready), flush=True)
-        if dry_run:
-            return 0
-        started = start()
-    stopped = way.follow(started, save_every=save_every)
+                sweep = _sweep(config, resume, given)
+                limits = _limits(sweep, memory_limit, at_once, cluster)
+                ready, start, follow = _way(sweep, resume, limits, cluster, save_every)
+            print(plan.describe(ready), flush=True)
+            if dry_run:
+                return 0
+            started = start()
+        stopped = follow(started)
     return 0 if stopped is None else 128 + stopped
+
+
+def _cluster(stack: contextlib.ExitStack, launcher: str, ray: dict[str, Any]) -> Any:
+    """The Ray cluster that is asked for, joined until the stack is left; None for none."""
+    if launcher == "ray":
+        from pgjax.lab.sweep import ray_cluster
+
+        # Before this process uses JAX, which then leaves GPUs to the workers.
+        return stack.enter_context(ray_cluster.opened(**ray))
+    for name, value in ray.items():
+        if value is not None:
+            raise ValueError(f"ray_{name}={value!r} goes with --launcher ray")
+    return None
+
+
+def _sweep(config: Path | None, resume: Path | None, given: dict[str, Any]) -> Sweep:
+    """What is to be run, checked as far as nothing has to be compiled for it."""
+    from pgjax.lab.sweep import design, run
+
+    if resume is not None:
+        return run.find(resume)[1]
+    sweep = design.parse(({} if config is None else design.load(config)) | given)
+    design.validate(sweep)
+    return sweep
+
+
+def _limits(
+    sweep: Sweep, memory_limit: str | None, at_once: int | None, cluster: Any
+) -> dict[str, Any]:
+    """What plans are made within."""
+    from pgjax.lab import machine
+    from pgjax.lab.sweep import design
+
+    limit = None if memory_limit is None else machine.bytes_of(memory_limit)
+    limits = {"memory_limit": limit, "at_once": at_once}
+    if cluster is None:
+        return limits
+    if sweep.search is not None:
+        raise ValueError(
+            "launcher='ray' goes with designs; a search runs here, and several share a --storage"
+        )
+    from pgjax.lab.sweep import ray_cluster
+
+    num_runs = design.num_configurations(sweep) * sweep.base.seeds
+    return ray_cluster.limits(cluster, num_runs, **limits)
+
+
+def _way(
+    sweep: Sweep, resume: Path | None, limits: dict[str, Any], cluster: Any, save_every: float
+) -> tuple[Any, Callable[[], Any], Callable[[Any], int | None]]:
+    """The plan, what makes a directory for it, and what carries it out."""
+    from pgjax.lab.sweep import run, search
+
+    way = run if sweep.search is None else search
+    if resume is None:
+        ready = way.prepare(sweep, **limits)
+        start = lambda: run.start(ready)
+    else:
+        resumed = way.resume(resume, **limits)
+        ready, start = resumed.plan, lambda: resumed
+    if cluster is None:
+        return ready, start, partial(way.follow, save_every=save_every)
+    from pgjax.lab.sweep import ray_launcher
+
+    return ready, start, partial(run.follow, launcher=ray_launcher.launcher(cluster))
 
 
 def _given(settings: Any) -> dict[str, Any]:

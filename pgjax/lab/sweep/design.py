@@ -37,8 +37,7 @@ def parse(content: Mapping[str, Any]) -> Sweep:
     """
     options, swept, fixed = {}, {}, {}
     env_params: dict[str, Any] = {}
-    for key, given in _flat(content).items():
-        field = "lambda_" if key == "lambda" else key
+    for field, given in _flat(content).items():
         if field in OPTIONS:
             options[field] = given
         elif field in axes.FIXED:
@@ -76,7 +75,6 @@ def dump(sweep: Sweep) -> str:
     """The sweep as YAML, every field named; `parse` reads it back equal."""
     base = yaml.safe_load(configs.dump(sweep.base))
     own = {axes.ENV_PARAMS + key: value for key, value in base.pop("env_params").items()}
-    base["hidden"] = axes.label(sweep.base.hidden)
     swept = {name: axes.dump(axis) for name, axis in sweep.axes.items()}
     fixed = {name: value for name, value in (base | own).items() if name not in swept}
     options = {name: getattr(sweep, name) for name in OPTIONS}
@@ -92,6 +90,7 @@ def validate(sweep: Sweep) -> None:
     """
     checks.choice("design", sweep.design, DESIGNS)
     configs.count("design_seed", sweep.design_seed, least=0)
+    configs.validate(sweep.base)
     for name, axis in sweep.axes.items():
         axes.check_name(name)
         axes.parse(name, axis)
@@ -154,7 +153,9 @@ def describe(values: Values) -> str:
 
 def identity(sweep: Sweep) -> str:
     """Names what a sweep computes: the same for sweeps that differ only in where they stand."""
-    base = dataclasses.replace(sweep.base, name=None, directory="", checkpoint_every=1, loggers=())
+    base = dataclasses.replace(
+        sweep.base, name=None, directory="", checkpoint_every=1, keep_checkpoints=1, loggers=()
+    )
     return json.dumps(yaml.safe_load(dump(dataclasses.replace(sweep, base=base, storage=None))))
 
 
@@ -175,7 +176,8 @@ def _drawn(sweep: Sweep) -> Iterator[Values]:
     num, dimensions = sweep.configurations or 0, len(sweep.axes)
     rng = np.random.default_rng(sweep.design_seed)
     if sweep.design == "sobol":
-        points = qmc.Sobol(dimensions, rng=rng).random(num)
+        # SciPy warns of any number that is no power of two; the points are the same.
+        points = qmc.Sobol(dimensions, rng=rng).random_base2(math.ceil(math.log2(num)))[:num]
     else:
         points = rng.random((num, dimensions))
     for point in points:
@@ -210,11 +212,11 @@ def _validate_search(sweep: Sweep) -> None:
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of the environment under names of their own."""
+    """Every key as a field is called; parameters of the environment under names of their own."""
     flat: dict[str, Any] = {}
     for key, given in content.items():
         if key != "env_params":
-            flat[str(key)] = given
+            flat["lambda_" if key == "lambda" else str(key)] = given
         elif isinstance(given, dict):
             flat |= {f"{axes.ENV_PARAMS}{name}": x for name, x in given.items()}
         else:
@@ -224,11 +226,11 @@ def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(field: str, given: Any) -> Any:
     """The one value of a field that cannot be swept, which text may stand for."""
-    if field == "loggers" and isinstance(given, str):
-        given = given.split(",")
-    value = yaml.safe_load(given) if isinstance(given, str) else given
-    if value is not None and configs.accepts(field, str):
-        value = given
+    value = given
+    if isinstance(given, str) and field == "loggers":
+        value = [name.strip() for name in given.split(",")]
+    elif isinstance(given, str) and (given == "None" or not configs.accepts(field, str)):
+        value = axes.scalar(given)
     try:
         return getattr(configs.parse({field: value}), field)
     except ValueError as error:

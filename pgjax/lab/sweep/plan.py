@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pgjax.lab import config as configs
 from pgjax.lab import experiment, machine
 from pgjax.lab.config import Config
-from pgjax.lab.sweep import axes, design
+from pgjax.lab.sweep import axes, chunk, design
 from pgjax.lab.sweep import program as programs
 from pgjax.lab.sweep.axes import Range
 from pgjax.lab.sweep.chunk import Index
@@ -46,6 +46,10 @@ class Plan(NamedTuple):
         """The configs of runs."""
         of = {index: design.runs_of(self.sweep, self.configurations[index]) for index, _ in runs}
         return [of[index][seed] for index, seed in runs]
+
+    def name(self, runs: Sequence[Index]) -> str:
+        """Of the directory of a chunk of these runs."""
+        return chunk.name(self.configs(runs), runs)
 
     def chunks(self, finished: Collection[Index] = ()) -> list[Chunk]:
         """The runs that are not finished, as many at once as their programs are wide."""

@@ -67,8 +67,8 @@ def fit(
     Raises:
       ValueError: not even one run a device fits.
     """
-    devices = tuple(devices[:num_runs])
-    over = experiment.over_runs(experiment.build(config))
+    devices = tuple(devices[: min(num_runs, at_once or num_runs)])
+    over = experiment.over_runs(experiment.build(config), experiment.block(config))
     width = _even(num_runs, min(num_runs, at_once or num_runs), len(devices))
     while True:
         memory = len(devices) * _memory(over, config, devices, width)

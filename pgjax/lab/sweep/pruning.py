@@ -189,7 +189,7 @@ def _is_done(kept: Kept, place: Place) -> bool:
 
 
 def _keep(store: Store, kept: Kept, result: Result) -> None:
-    chunks.write(store.chunk(chunks.name(kept.plan.configs(result.runs))), result)
+    chunks.write(store.chunk(kept.plan.name(result.runs)), result)
     kept.enter(result)
 
 

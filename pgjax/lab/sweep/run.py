@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,14 +101,15 @@ def prepare(sweep: Sweep, **limits: Any) -> Plan:
 
     Args:
       sweep: what to run.
-      **limits: `memory_limit` and `at_once` of `plan.make`.
+      **limits: `memory_limit`, `at_once` and `devices` of `plan.make`; without devices, all that
+        this process has.
 
     Raises:
       ValueError: a choice that cannot be, or a directory that exists.
     """
     design.validate(sweep)
     check(sweep)
-    return plans.make(sweep, devices=machine.devices(), **limits)
+    return _plan(sweep, limits)
 
 
 def start(plan: Plan) -> Started:
@@ -142,10 +144,12 @@ def resume(path: str | Path, **limits: Any) -> Started:
       ValueError: there is no sweep, or it cannot be read.
     """
     store, sweep = find(path)
+    with directory.locked(store.path):
+        pass  # better refused before anything is compiled
     # Chunks that were under way are found again only if they are as wide as they were.
     if limits.get("at_once") is None and store.widths.is_file():
         limits["at_once"] = json.loads(store.widths.read_text(encoding="utf-8"))
-    return Started(store, plans.make(sweep, devices=machine.devices(), **limits))
+    return Started(store, _plan(sweep, limits))
 
 
 def follow(
@@ -200,7 +204,7 @@ def carry_out(
             Job(
                 plan=plan,
                 todo=todo,
-                where=lambda chunk: store.chunk(chunks.name(plan.configs(chunk.runs))),
+                where=lambda chunk: store.chunk(plan.name(chunk.runs)),
                 observe=observe,
                 finish=kept.enter,
                 stopped=lambda: signals,
@@ -308,8 +312,8 @@ class Kept:
     def recall(self) -> None:
         """Enters what is finished on disk, whatever chunks it was made in."""
         for where in sorted(self._store.chunks.iterdir()) if self._store.chunks.is_dir() else ():
-            result = chunks.read(where)
-            if result is not None:
+            result = _intact(where)
+            if result is not None and self._is_own(where, result):
                 dataset.enter(self.table, result)
 
     def finished(self) -> set[Index]:
@@ -321,6 +325,12 @@ class Kept:
         dataset.enter(self.table, result)
         if SHARE * (time.perf_counter() - self._written) >= self._cost:
             self.write()
+
+    def _is_own(self, where: Path, result: Result) -> bool:
+        """Whether results are those of the plan's configurations."""
+        num_configurations, num_seeds, _ = self.table.shape
+        known = all(c < num_configurations and s < num_seeds for c, s in result.runs)
+        return known and self.plan.name(result.runs) == where.name
 
     def dataset(self) -> xr.Dataset:
         """All results so far."""
@@ -335,10 +345,21 @@ class Kept:
 
 
 def tidy(store: Store) -> None:
-    """Removes what was begun and then carried out in other chunks."""
+    """Removes what was begun and then carried out in other chunks, and what a kill left over."""
     for where in store.chunks.iterdir():
-        if chunks.read(where) is None:
+        if _intact(where) is None:
             shutil.rmtree(where)
+        else:
+            shutil.rmtree(where / chunks.CHECKPOINTS, ignore_errors=True)
+
+
+def _intact(where: Path) -> Result | None:
+    """The results of a chunk, unless it is not finished; a damaged one is to be made again."""
+    try:
+        return chunks.read(where)
+    except ValueError as error:
+        warnings.warn(f"passed over damaged results: {error}", stacklevel=2)
+        return None
 
 
 @contextlib.contextmanager
@@ -393,6 +414,11 @@ def check(sweep: Sweep) -> None:
             raise ValueError(f"{taken} holds a different sweep; choose another --name")
         raise ValueError(f"{taken} holds this sweep already; continue it with --resume {taken}")
     directory.vacant(sweep.base)
+
+
+def _plan(sweep: Sweep, limits: dict[str, Any]) -> Plan:
+    devices = limits.pop("devices", None) or machine.devices()
+    return plans.make(sweep, devices=devices, **limits)
 
 
 def _flat(plan: Plan, values: xr.DataArray) -> np.ndarray:
