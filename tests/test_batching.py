@@ -46,3 +46,25 @@ def test_a_call_gives_the_same_bits_however_many_there_are(num):
     x = jax.random.normal(jax.random.key(1), (8, 300, 64))
     together = jax.jit(jax.vmap(batching.one_at_a_time(lambda x: jnp.sum(jnp.tanh(x @ weight), 0))))
     np.testing.assert_array_equal(together(x[:num]), together(x)[:num])
+
+
+@pytest.mark.parametrize(("num", "size"), [(1, 3), (3, 3), (4, 3), (7, 3), (5, None), (3, 1)])
+def test_blocks_are_vmap(num, size):
+    x, y = jnp.arange(1.0, num + 1), jnp.ones((num, 2))
+    keys = jax.random.split(jax.random.key(0), num)
+
+    def function(x, y, key):
+        return {"halvings": halvings(x, 1.0), "sum": x + y, "noise": jax.random.normal(key)}
+
+    found = jax.jit(batching.vmap_in_blocks(function, size))(x, y, keys)
+    jax.tree.map(np.testing.assert_array_equal, found, jax.vmap(function)(x, y, keys))
+
+
+def test_a_block_stops_when_its_own_calls_are_done():
+    def steps_of_all(limit):
+        go_on = lambda count: batching.any_of_all(count < limit)
+        return jax.lax.while_loop(go_on, lambda count: count + 1, 0)
+
+    limits = jnp.array([1, 2, 9, 3])
+    np.testing.assert_array_equal(batching.vmap_in_blocks(steps_of_all, 2)(limits), [2, 2, 9, 9])
+    np.testing.assert_array_equal(batching.vmap_in_blocks(steps_of_all, None)(limits), [9] * 4)

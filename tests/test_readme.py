@@ -9,6 +9,7 @@ import pytest
 from experiments import results_table
 from pgjax import estimators
 from pgjax.lab import config, experiment
+from pgjax.lab.sweep import design
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -20,19 +21,26 @@ def run(source):
     return namespace
 
 
+def test_sweep_example_leaves_a_dataset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scores = run(EXAMPLES[0])["results"]["evaluation_return"]
+    assert scores.dims == ("learning_rate", "discount", "seed")
+    assert float(scores.max()) > 3 * float(scores.min())
+
+
 def test_library_example_learns():
-    metrics = run(EXAMPLES[0])["metrics"]
+    metrics = run(EXAMPLES[1])["metrics"]
     assert metrics["return"][-1] > 10 * metrics["return"][0]
 
 
 def test_one_operator_example_finds_both_optima(capsys):
-    run(EXAMPLES[1])
+    run(EXAMPLES[2])
     found = re.findall(r"'loc': Array\((\S+),", capsys.readouterr().out)
     assert [float(x) for x in found] == pytest.approx([1.5, 2.0], abs=0.1)
 
 
 def test_oracle_example_shows_an_unbiased_pair_and_less_variance(capsys):
-    run(EXAMPLES[2])
+    run(EXAMPLES[3])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     (_, plain, error), (_, coupled, other_error) = lines
     assert float(coupled) < float(plain)
@@ -58,6 +66,8 @@ def test_results_are_those_that_are_kept():
 def test_every_config_has_results_and_is_valid():
     configs = sorted(path for path in (results_table.HERE / "configs").glob("*.yaml"))
     assert {path.stem for path in configs} == set(json.loads(results_table.RESULTS.read_text()))
+    for path in (results_table.HERE / "sweeps").glob("*.yaml"):
+        design.validate(design.parse(design.load(path)))
     for path in configs:
         loaded = config.load(path)
         assert loaded.env == path.stem and loaded.seeds >= 10
