@@ -167,6 +167,8 @@ def _way(
 def _given(settings: Any) -> dict[str, Any]:
     """The flags that were given, by the names of a YAML file."""
     fields = ((x.name, getattr(settings, x.name)) for x in dataclasses.fields(settings))
-    given = {name: value for name, value in fields if value not in (None, False, {})}
+    # Zero is a choice, and equal to False.
+    absent = lambda value: value is None or value is False or value == {}
+    given = {name: value for name, value in fields if not absent(value)}
     theirs = given.pop("env_params", {})
     return given | {f"env_params.{name}": value for name, value in theirs.items()}

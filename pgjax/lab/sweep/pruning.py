@@ -18,11 +18,30 @@ from pgjax.lab.config import Config
 from pgjax.lab.sweep import chunk as chunks
 from pgjax.lab.sweep import design, study
 from pgjax.lab.sweep import program as programs
+from pgjax.lab.sweep.axes import Range
 from pgjax.lab.sweep.chunk import Result
 from pgjax.lab.sweep.plan import Plan, Programs
 from pgjax.lab.sweep.program import Program
-from pgjax.lab.sweep.run import Kept, Store
+from pgjax.lab.sweep.store import Kept, Store
 from pgjax.lab.sweep.study import Trial
+
+
+def check(plan: Plan) -> None:
+    """Refuses a search that cannot be pruned.
+
+    Raises:
+      ValueError: not all seeds of a trial fit, or trials would end amid a compiled call.
+    """
+    at_once = plan.sweep.base.updates_per_call
+    for group, program in zip(plan.groups, plan.programs, strict=True):
+        _check_width(program, plan.sweep.base.seeds)
+        num, size = group.config.num_updates, programs.num_updates(group.config, 0)
+        if num % size or (at_once > 1 and isinstance(plan.sweep.axes.get("num_updates"), Range)):
+            # Trials of one program are at different updates: no call can end early for one.
+            raise ValueError(
+                f"prune=True needs num_updates to be a multiple of updates_per_call, and "
+                f"num_updates={num} is none of updates_per_call={at_once}"
+            )
 
 
 class Place:
@@ -62,11 +81,7 @@ class Pool:
     def __init__(self, program: Program, plan: Plan, config: Config):
         self._program, self._config = program, config
         self._seeds = plan.sweep.base.seeds
-        if program.width < self._seeds:
-            raise ValueError(
-                f"prune=True holds all seeds of a trial at once: {self._seeds} do not fit, only "
-                f"{program.width}"
-            )
+        _check_width(program, self._seeds)
         self.places = [Place() for _ in range(program.width // self._seeds)]
         self._runs = [config] * program.width
         self._inputs: Any = None
@@ -97,9 +112,8 @@ class Pool:
         )
         for number, place in enumerate(self.places):
             if place.index is not None:
-                room = self._config.num_updates - place.update
                 own = slice(number * self._seeds, (number + 1) * self._seeds)
-                place.curves.append({name: x[own, :room] for name, x in found.items()})
+                place.curves.append({name: x[own] for name, x in found.items()})
 
     def finals(self) -> list[dict[str, np.ndarray]]:
         """The policies of all places as they are now, evaluated."""
@@ -148,6 +162,14 @@ def _admit(
     for key, newcomers in waiting.items():
         if any(place.index is None for place in pools[key].places):
             pools[key].admit(plan, newcomers)
+
+
+def _check_width(program: Program, num_seeds: int) -> None:
+    if program.width < num_seeds:
+        raise ValueError(
+            f"prune=True holds all seeds of a trial at once: {num_seeds} do not fit, only "
+            f"{program.width}"
+        )
 
 
 def _judge(opened: Any, store: Store, kept: Kept, pool: Pool) -> None:

@@ -1,17 +1,20 @@
 """An adaptive search: what Optuna asks for is carried out side by side, and it is told."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pgjax.lab import directory, interrupts, machine, statistics
-from pgjax.lab.sweep import axes, design, pruning, run, study
+from pgjax.lab.sweep import axes, design, outcome, pruning, run, study
 from pgjax.lab.sweep import plan as plans
 from pgjax.lab.sweep.axes import Range
+from pgjax.lab.sweep.design import Values
 from pgjax.lab.sweep.plan import Plan, Programs
-from pgjax.lab.sweep.run import Kept, Started, Store
+from pgjax.lab.sweep.run import Started
 from pgjax.lab.sweep.settings import Sweep
+from pgjax.lab.sweep.store import Kept, Store
 from pgjax.lab.sweep.study import Trial
 
 
@@ -19,15 +22,15 @@ def prepare(sweep: Sweep, **limits: Any) -> Plan:
     """Compiles the programs that a search will need; nothing is written but to its storage.
 
     The configurations of the plan are every combination of the choices, with ranges at their
-    lower ends, and their programs are as wide as a batch.
+    upper ends, and their programs are as wide as a batch.
 
     Raises:
       ValueError: a choice that cannot be, a storage that cannot be reached, or a directory that
         exists.
     """
     design.validate(sweep)
-    study.check(sweep)
     run.check(sweep)
+    study.check(sweep)
     return _laid_out(sweep, **limits)
 
 
@@ -38,7 +41,12 @@ def resume(path: str | Path, **limits: Any) -> Started:
       ValueError: there is no search, it cannot be read, or its storage cannot be reached.
     """
     store, sweep = run.find(path)
+    with directory.locked(store.path):
+        pass  # better refused before anything is compiled
     study.check(sweep)
+    # Trials that were under way are found again only if they are as many at once as they were.
+    if limits.get("at_once") is None and store.widths.is_file():
+        limits["at_once"] = json.loads(store.widths.read_text(encoding="utf-8"))
     return Started(store, _laid_out(sweep, **limits))
 
 
@@ -67,7 +75,9 @@ def follow(started: Started, *, save_every: float = 60.0) -> int | None:
         else:
             done = _batches(opened, store, kept, programs, signals, save_every)
         kept.write()
-    return run.conclude(store, kept) if done else run.left(store, kept, signals)
+    if done and not kept.plan.configurations:
+        return print(f"{store.path}: other workers have had all {sweep.trials:,} trials")
+    return outcome.conclude(store, kept) if done else outcome.left(store, kept, signals)
 
 
 def _batches(
@@ -111,17 +121,27 @@ def _plan(
     return Plan(sweep, configurations, groups, compiled, programs.memory_limit)
 
 
-def _laid_out(sweep: Sweep, *, memory_limit: int | None = None, at_once: int | None = None) -> Plan:
-    lowest = {
-        name: (axes.at(name, axis, 0.0),) if isinstance(axis, Range) else axis
-        for name, axis in sweep.axes.items()
-    }
-    corners = design.lay_out(dataclasses.replace(sweep, axes=lowest, search=None))
-    return plans.compiled(
+def _laid_out(
+    sweep: Sweep, *, memory_limit: int | None = None, at_once: int | Sequence[int] | None = None
+) -> Plan:
+    plans.group(sweep, _corners(sweep, 0.0))  # refuses what cannot be
+    plan = plans.compiled(
         sweep,
-        corners,
+        _corners(sweep, 1.0),  # most in memory, longest curves
         devices=machine.devices(),
         memory_limit=memory_limit,
         at_once=at_once,
         num_runs=sweep.batch * sweep.base.seeds,
     )
+    if sweep.prune:
+        pruning.check(plan)
+    return plan
+
+
+def _corners(sweep: Sweep, end: float) -> list[Values]:
+    """Every combination of the choices, with ranges at one of their ends."""
+    ends = {
+        name: (axes.at(name, axis, end),) if isinstance(axis, Range) else axis
+        for name, axis in sweep.axes.items()
+    }
+    return design.lay_out(dataclasses.replace(sweep, axes=ends, design="grid", search=None))

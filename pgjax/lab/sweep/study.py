@@ -15,7 +15,7 @@ from pgjax.lab.sweep.design import Values
 from pgjax.lab.sweep.settings import Sweep
 
 WORKER = "worker"
-"""Attribute of a trial that names the directory it is carried out in."""
+"""Attribute of a trial that names the directory it is carried out in, the last that it is given."""
 
 
 class Trial(NamedTuple):
@@ -69,20 +69,28 @@ def ask(study: Any, sweep: Sweep, where: Path, num: int) -> None:
     Every trial is drawn with a seed of its own, from the search's and its place, so that a search
     that was killed draws what it would have drawn.
     """
-    optuna = _optuna(sweep)
-    failed = optuna.trial.TrialState.FAIL
+    optuna, asked = _optuna(sweep), 0
     distributions = {
         axes.name_of(name): _distribution(optuna, name, axis) for name, axis in sweep.axes.items()
     }
-    for _ in range(num):
-        had = [x for x in study.get_trials(deepcopy=False) if x.state != failed]
-        if len(had) >= sweep.trials:
-            return
-        sequence = np.random.SeedSequence((sweep.design_seed, len(had)))
+    while asked < num and (place := _num_had(study)) < sweep.trials:
+        sequence = np.random.SeedSequence((sweep.design_seed, place))
         study.sampler = _sampler(optuna, sweep, int(sequence.generate_state(1)[0]))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.ask(distributions).set_user_attr(WORKER, _worker(where))
+            trial = study.ask(distributions)
+        if _num_had(study, before=trial.number) == place:
+            trial.set_user_attr(WORKER, _worker(where))
+            asked += 1
+        else:  # another worker asked meanwhile, and drew the same
+            study.tell(trial.number, state=_states().FAIL)
+
+
+def _num_had(study: Any, before: int | None = None) -> int:
+    """Trials so far, or before a number, that were not given up while they were asked for."""
+    failed = _states().FAIL
+    found = study.get_trials(deepcopy=False)[:before]
+    return sum(trial.state != failed or WORKER in trial.user_attrs for trial in found)
 
 
 def own(study: Any, sweep: Sweep, where: Path) -> list[Trial]:
@@ -91,10 +99,10 @@ def own(study: Any, sweep: Sweep, where: Path) -> list[Trial]:
     running = optuna.trial.TrialState.RUNNING
     trials = []
     for found in study.get_trials(deepcopy=False):
-        mine = sweep.storage is None or found.user_attrs.get(WORKER) == _worker(where)
-        if mine and len(found.params) == len(sweep.axes):
+        worker = found.user_attrs.get(WORKER)
+        if worker is not None and (sweep.storage is None or worker == _worker(where)):
             trials.append(Trial(found.number, _values(sweep, found.params), found.state == running))
-        elif mine and found.state == running:
+        elif sweep.storage is None and found.state == running:
             study.tell(found.number, state=optuna.trial.TrialState.FAIL)
     return trials
 
