@@ -129,14 +129,12 @@ def at(name: str, axis: Axis, point: float) -> Any:
         value = math.exp(math.log(axis.low) + point * math.log(axis.high / axis.low))
     else:
         value = axis.low + point * (axis.high - axis.low)
-    return round(value) if is_whole(name, axis) else float(value)
+    return round(value) if is_whole(name) else float(value)
 
 
-def is_whole(name: str, axis: Range) -> bool:
-    """Whether a range is one of whole numbers: of a count, or between whole parameters."""
-    if name.startswith(ENV_PARAMS):
-        return isinstance(axis.low, int) and isinstance(axis.high, int)
-    return not configs.accepts(name, float)
+def is_whole(name: str) -> bool:
+    """Whether a range is one of whole numbers; parameters of environments are taken for floats."""
+    return not (name.startswith(ENV_PARAMS) or configs.accepts(name, float))
 
 
 def label(value: Any) -> str:

@@ -19,7 +19,7 @@ from pgjax.lab.sweep import axes
 from pgjax.lab.sweep.axes import Axis, Range
 from pgjax.lab.sweep.settings import DESIGNS, OPTIONS, SEARCHES, Sweep
 
-MOST_RUNS = 10**7
+MOST_RUNS = 10**6
 """Runs of one sweep at most."""
 
 Values = dict[str, Any]

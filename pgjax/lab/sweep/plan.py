@@ -101,7 +101,10 @@ def compiled(
     _check_results(sweep, groups, design.num_configurations(sweep), limit)
     if isinstance(at_once, int):
         configs.count("at_once", at_once)
-    widths = at_once if isinstance(at_once, Sequence) else [at_once] * len(groups)
+    widths: Sequence[int | None] = [at_once if isinstance(at_once, int) else None] * len(groups)
+    # An edited sweep has other groups than those whose widths were kept.
+    if isinstance(at_once, Sequence) and len(at_once) == len(groups):
+        widths = at_once
 
     def fitted(found: Group, width: int | None) -> Program:
         return programs.fit(

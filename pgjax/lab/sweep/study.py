@@ -137,7 +137,7 @@ def _values(sweep: Sweep, params: dict[str, Any]) -> Values:
 
 def _value(name: str, axis: Range | Sequence[Any], given: Any) -> Any:
     if isinstance(axis, Range):
-        return int(given) if axes.is_whole(name, axis) else float(given)
+        return int(given) if axes.is_whole(name) else float(given)
     return {axes.label(level): level for level in axis}[given]
 
 
@@ -145,7 +145,7 @@ def _distribution(optuna: Any, name: str, axis: Range | Sequence[Any]) -> Any:
     if not isinstance(axis, Range):
         return optuna.distributions.CategoricalDistribution([axes.label(x) for x in axis])
     is_log = axis.scale == "log"
-    if axes.is_whole(name, axis):
+    if axes.is_whole(name):
         return optuna.distributions.IntDistribution(int(axis.low), int(axis.high), log=is_log)
     return optuna.distributions.FloatDistribution(axis.low, axis.high, log=is_log)
 

@@ -1,0 +1,60 @@
+"""Devices and memory: text from users, words for users."""
+
+import jax
+import pytest
+
+from pgjax.lab import machine
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1", 1),
+        ("500M", 5e8),
+        ("8G", 8e9),
+        ("8gb", 8e9),
+        (" 1.5 T ", 1.5e12),
+        ("2k", 2e3),
+        ("1e3", 1e3),
+        ("7B", 7),
+    ],
+)
+def test_bytes_are_read(text, size):
+    assert machine.bytes_of(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "-5G", "0.5", "many", "8X", "8GiB", "nan", "inf", "G"])
+def test_what_is_no_number_of_bytes_is_refused(text):
+    with pytest.raises(ValueError, match="memory_limit=.*as in 500M or 8G"):
+        machine.bytes_of(text)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (28_200, "28.2 kB"),
+        (999_400, "999 kB"),
+        (999_900, "1 MB"),
+        (8e9, "8 GB"),
+        (1.5e12, "1.5 TB"),
+    ],
+)
+def test_bytes_in_words(size, words):
+    assert machine.in_words(size) == words
+
+
+def test_memory_is_what_is_free_and_allowed(monkeypatch):
+    monkeypatch.setattr(machine, "_free", lambda: 1000.0)
+    monkeypatch.setattr(machine, "_allowed", lambda: 500.0)
+    assert machine.memory() == 400
+    monkeypatch.setattr(machine, "_allowed", lambda: float("inf"))
+    assert machine.memory() == 800
+
+
+def test_this_machine_has_memory_and_devices():
+    assert machine.memory() > 10**6
+    assert machine.devices() == jax.local_devices() != []
+    assert machine.describe() == f"{len(jax.local_devices())} x cpu (cpu)"
