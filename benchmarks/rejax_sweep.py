@@ -1,8 +1,9 @@
 """Trainings a minute: CartPole with 64 learning rates in one program, pgjax and rejax 0.1.3.
 
 The two are timed in turn, round after round, each in a process of its own that is kept alive.
-rejax gets a virtual environment of its own, because it wants another gymnax, and two programs: its
-vmapped `train`, and the same split over the cores as pgjax splits its runs.
+rejax gets a virtual environment of its own, because it wants another gymnax. Its programs are its
+vmapped `train`, the same split over the cores as pgjax splits its runs, and in one shape its
+vmapped `train` as it comes, which evaluates as it goes; the others evaluate nothing.
 
     python -m benchmarks.rejax_sweep                # writes benchmarks/results/rejax_sweep.json
     python -m benchmarks.rejax_sweep --venv DIR     # keeps rejax's environment, or uses it again
@@ -28,7 +29,12 @@ REJAX = ["rejax==0.1.3", "gymnax==0.0.9", f"jax=={version('jax')}"]
 SHAPES = {
     "rejax's settings for CartPole": {"num_envs": 5, "num_steps": 100, "num_updates": 200},
     "16 long rows": {"num_envs": 16, "num_steps": 128, "num_updates": 49},
-    "rejax's defaults": {"num_envs": 64, "num_steps": 64, "num_updates": 25},
+    "rejax's defaults": {
+        "num_envs": 64,
+        "num_steps": 64,
+        "num_updates": 25,
+        "as_it_comes": True,
+    },
 }
 SETTINGS = {
     "num_runs": 64,
@@ -103,13 +109,10 @@ def compare(settings: dict, num_rounds: int, rejax: str | None) -> list[dict]:
     return rows
 
 
-def ratio(rows: list[dict], program: str | None = None) -> float:
-    """pgjax's trainings a minute over rejax's, of one of its programs or of its better one."""
-    per_minute = {"pgjax": [], "rejax": []}
-    for row in rows:
-        if row["library"] == "pgjax" or program in (None, row["program"]):
-            per_minute[row["library"]].append(row["trainings_per_minute"])
-    return max(per_minute["pgjax"]) / max(per_minute["rejax"])
+def ratio(rows: list[dict], program: str) -> float:
+    """pgjax's trainings a minute over those of one of rejax's programs."""
+    per_minute = {(row["library"], row["program"]): row["trainings_per_minute"] for row in rows}
+    return per_minute["pgjax", "sharded"] / per_minute["rejax", program]
 
 
 def show(rows: list[dict]) -> None:
@@ -131,8 +134,9 @@ def measure(python: str) -> list[dict]:
         settings = SETTINGS | shape
         rows = compare(settings, num_rounds=5, rejax=python)
         show(rows)
-        ratios = {"vmap": ratio(rows, "vmap"), "better": ratio(rows)}
-        print("pgjax over rejax: {vmap:.2f}, over its better program {better:.2f}".format(**ratios))
+        of_rejax = [row["program"] for row in rows if row["library"] == "rejax"]
+        ratios = {program: ratio(rows, program) for program in of_rejax}
+        print("pgjax over rejax:", {program: round(x, 2) for program, x in ratios.items()})
         shapes.append({"name": name, **shape, "ratio": ratios, "rows": rows})
     return shapes
 
