@@ -1,10 +1,10 @@
 """Environment steps a second of a sweep, beside one run of as many environments, CartPole.
 
-64 configurations of 64 environments are trained as `pgjax sweep` trains them: vmapped, and shared
-out over the devices. Against them stands one run of 4096 environments as `pgjax train` trains it.
-Configurations come in three kinds: seeds of one configuration; numbers that differ and learn alike;
-and learning rates over four decades, most of which hardly learn, so that a program steps short
-episodes and long ones side by side and waits for the longest.
+64 configurations of 64 environments are trained as `pgjax sweep` trains them, but for records and
+evaluation: vmapped, and shared out over the devices. Against them stands one run of 4096
+environments as `pgjax train` trains it. Configurations come in three kinds: seeds of one
+configuration; numbers that differ and learn alike; and learning rates over four decades, most of
+which hardly learn, so that short episodes and long ones are stepped side by side.
 
 Each program trains from the start, update by update in turn with the others; a round is a whole
 training, and its throughput is all live steps over all seconds. Memory is XLA's analysis.
@@ -52,6 +52,7 @@ def program(configs: list[Any]) -> tuple[Any, Any, int]:
     import jax
 
     from pgjax.lab import experiment
+    from pgjax.lab.sweep import plan
     from pgjax.lab.sweep import program as programs
 
     fitted = programs.fit(
@@ -60,7 +61,9 @@ def program(configs: list[Any]) -> tuple[Any, Any, int]:
         devices=machine.devices(),
         memory_limit=machine.memory(),
     )
-    inputs = jax.device_put(experiment.inputs(configs), fitted.sharding)
+    block = experiment.block(configs[0]) or 1
+    dealt = plan.dealt(configs, block, len(fitted.devices))
+    inputs = jax.device_put(experiment.inputs(dealt), fitted.sharding)
     return fitted.experiment, inputs, fitted.memory
 
 

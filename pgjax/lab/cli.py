@@ -251,6 +251,8 @@ def _plot(runs: tyro.conf.Positional[tuple[Path, ...]], /, output: Path | None =
 def _figures(sweeps: Sequence[Path], output: Path | None) -> int:
     if len(sweeps) > 1:
         raise ValueError("plot draws the figures of one sweep at a time")
+    if output is not None and output.suffix and not output.is_dir():
+        raise ValueError(f"output={str(output)!r} must be a directory: a sweep has several figures")
     from pgjax.lab.sweep import dataset, figures
 
     for path in figures.draw(dataset.load(sweeps[0]), output or sweeps[0] / "figures"):

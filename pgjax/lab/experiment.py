@@ -255,7 +255,8 @@ def over_devices(experiment: Experiment, devices: Sequence[Any]) -> Experiment:
 
 def _shards(array: jax.Array, devices: Sequence[Any]) -> list[jax.Array]:
     """What an array has on each device."""
-    on = {shard.device: shard.data for shard in array.addressable_shards}
+    # On one device a shard is sharded like the whole, which would be compiled for once more.
+    on = {x.device: jax.device_put(x.data, x.device) for x in array.addressable_shards}
     return [on[device] for device in devices]
 
 

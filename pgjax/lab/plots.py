@@ -66,10 +66,13 @@ def save(figure: Figure, output: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def common_grid(env_steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def common_grid(
+    env_steps: np.ndarray, values: np.ndarray, *, to_the_longest: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Curves of seeds at the same numbers of environment steps, by linear interpolation.
 
-    Seeds take different numbers of steps an update; the grid spans what all of them reached.
+    Seeds take different numbers of steps an update; the grid spans what all of them reached, or
+    goes on to what any did, with the last value of those that came to their end before.
 
     Args:
       env_steps: `[seeds, updates]`, increasing.
@@ -79,6 +82,8 @@ def common_grid(env_steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, 
       The grid `[points]`, and the values on it `[seeds, points]`.
     """
     start, end = env_steps[:, 0].max(), env_steps[:, -1].min()
+    if to_the_longest:
+        end = env_steps[:, -1].max()
     grid = np.linspace(start, max(start, end), POINTS)
     pairs = zip(env_steps, values, strict=True)
     return grid, np.stack([np.interp(grid, steps, value) for steps, value in pairs])

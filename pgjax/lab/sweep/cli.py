@@ -68,7 +68,8 @@ def command(
       dry_run: Print the plan and stop.
       memory_limit: Memory that programs may take, as in 8G; None goes by what is free.
       at_once: Runs side by side at most; None leaves it to memory.
-      save_every: Seconds between checkpoints of the runs under way.
+      save_every: Seconds between checkpoints of the runs under way; a search that prunes, and Ray,
+        start them anew.
       launcher: Where the runs are carried out: here, or as tasks on a Ray cluster.
       ray_address: Address of the cluster, as in auto or host:6379; None starts a local one.
       ray_cpus: CPUs of a task; None takes 1 beside GPUs, else all that the smallest node has.
@@ -81,6 +82,8 @@ def command(
             given = _given(settings)
             if resume is not None and (config is not None or given):
                 raise ValueError("--resume goes by the sweep's own settings; drop the other flags")
+            if not 0 <= save_every < float("inf"):
+                raise ValueError(f"save_every={save_every!r} must be a number of seconds >= 0")
             cluster = _cluster(stack, launcher, ray)
             with without_collection():
                 from pgjax.lab import machine
@@ -167,7 +170,7 @@ def _way(
 def _given(settings: Any) -> dict[str, Any]:
     """The flags that were given, by the names of a YAML file."""
     fields = ((x.name, getattr(settings, x.name)) for x in dataclasses.fields(settings))
-    # Zero is a choice, and equal to False.
+    # A flag that is off is one that was not given; zero, which equals it, is a choice.
     absent = lambda value: value is None or value is False or value == {}
     given = {name: value for name, value in fields if not absent(value)}
     theirs = given.pop("env_params", {})

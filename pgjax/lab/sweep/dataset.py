@@ -45,7 +45,7 @@ UNITS = {
 }
 """Variable -> what it is, and its unit."""
 
-PACKAGES = ("pgjax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
+PACKAGES = ("pgjax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy", "scipy", "xarray")
 
 
 class Table(NamedTuple):
@@ -81,6 +81,7 @@ def enter(table: Table, result: Result) -> None:
     for name, values in result.curves.items():
         dtype = np.float64 if name == "env_steps" else np.float32
         into = table.curves.setdefault(name, np.full(table.shape, np.nan, dtype))
+        into[index] = np.nan  # a trial that is run again may be stopped earlier
         into[(*index, slice(values.shape[1]))] = values
     final = result.final | {"seconds": np.full(len(result.runs), result.seconds / len(result.runs))}
     for name, values in final.items():

@@ -19,6 +19,9 @@ from pgjax.lab.sweep import axes
 from pgjax.lab.sweep.axes import Axis, Range
 from pgjax.lab.sweep.settings import DESIGNS, OPTIONS, SEARCHES, Sweep
 
+OF_DESIGNS = ("design", "configurations")
+"""What a search has no use for."""
+
 MOST_RUNS = 10**6
 """Runs of one sweep at most."""
 
@@ -89,6 +92,7 @@ def validate(sweep: Sweep) -> None:
       ValueError: names the argument, its value and what is allowed.
     """
     checks.choice("design", sweep.design, DESIGNS)
+    _check_together(sweep)
     configs.count("design_seed", sweep.design_seed, least=0)
     configs.validate(sweep.base)
     for name, axis in sweep.axes.items():
@@ -190,6 +194,16 @@ def _leveled(name: str, axis: Axis) -> Axis:
     return axis if isinstance(axis, Range) and axis.num is None else axes.levels(name, axis)
 
 
+def _check_together(sweep: Sweep) -> None:
+    """Refuses options that would be looked at by nobody."""
+    idle = ("trials", "batch", "prune", "storage") if sweep.search is None else OF_DESIGNS
+    goes_with = "a search" if sweep.search is None else "designs that are laid out beforehand"
+    for field in dataclasses.fields(Sweep):
+        if field.name in idle and getattr(sweep, field.name) != field.default:
+            value = getattr(sweep, field.name)
+            raise ValueError(f"{field.name}={value!r} goes with {goes_with}")
+
+
 def _validate_search(sweep: Sweep) -> None:
     checks.choice("search", str(sweep.search), SEARCHES)
     configs.count("trials", sweep.trials)
@@ -209,6 +223,8 @@ def _validate_search(sweep: Sweep) -> None:
                 f"search='cmaes' moves in ranges, and {axes.name_of(choices[0])} is a list of "
                 "choices; take search=tpe"
             )
+        if len(sweep.axes) == 1:
+            raise ValueError("search='cmaes' needs two ranges at least; take search=tpe for one")
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, Any]:

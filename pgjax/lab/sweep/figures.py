@@ -65,7 +65,9 @@ def sample_efficiency(ranking: Ranking) -> Figure | None:
     """Learning curves against environment steps: of the best, the middle and the last.
 
     The interquartile mean over seeds at equal numbers of steps, between which the curve of each
-    run is interpolated, with its 95% band. Only finished runs are in it.
+    run is interpolated, with its 95% band. Only finished runs are in it; one that took fewer steps
+    than the others goes on at its last value, or a single run of short episodes would cut off
+    what the others learned after it.
     """
     if ranking.name == scores.ALL:
         return None
@@ -170,7 +172,7 @@ def _curves(ranking: Ranking, configuration: int) -> tuple[np.ndarray, np.ndarra
     if not filled:
         return np.zeros(1), np.full((1, 1), np.nan)
     steps, values = (np.stack(part) for part in zip(*filled, strict=True))
-    return plots.common_grid(steps, values)
+    return plots.common_grid(steps, values, to_the_longest=True)
 
 
 def _without_gaps(env_steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

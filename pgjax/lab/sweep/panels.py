@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pgjax.lab import statistics
 from pgjax.lab.audit_plots import MARKERS
 from pgjax.lab.plots import COLOURS, STYLES
 from pgjax.lab.statistics import Summary
@@ -53,6 +54,11 @@ def finish(
         )
     if ranking.name:
         figure.suptitle(ranking.name, fontsize="medium")
+
+
+def centre(ranking: Ranking) -> str:
+    """What seeds are summed up by: IQM, or the mean where they are few."""
+    return statistics.centre_name(ranking.data.sizes["seed"])
 
 
 def plain(axes: Axes) -> None:

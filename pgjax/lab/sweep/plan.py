@@ -57,7 +57,9 @@ class Plan(NamedTuple):
         for index, (group, program) in enumerate(zip(self.groups, self.programs, strict=True)):
             runs = [run for run in group.runs if run not in finished]
             for start in range(0, len(runs), program.width):
-                chunks.append(Chunk(index, runs[start : start + program.width]))
+                part = runs[start : start + program.width]
+                block = experiment.block(group.config) or 1
+                chunks.append(Chunk(index, dealt(part, block, len(program.devices))))
         return chunks
 
 
@@ -80,6 +82,8 @@ def make(
       ValueError: a configuration that cannot be, with what is wrong, or too little memory.
     """
     design.validate(sweep)
+    limit = machine.memory() if memory_limit is None else memory_limit
+    _check_results(sweep, design.num_configurations(sweep), limit)
     configurations = design.lay_out(sweep)
     return compiled(
         sweep, configurations, devices=devices, memory_limit=memory_limit, at_once=at_once
@@ -98,7 +102,6 @@ def compiled(
     """A plan of given configurations, as `make` has it; with `num_runs` for each program."""
     limit = machine.memory() if memory_limit is None else memory_limit
     groups = group(sweep, configurations)
-    _check_results(sweep, groups, design.num_configurations(sweep), limit)
     if isinstance(at_once, int):
         configs.count("at_once", at_once)
     widths: Sequence[int | None] = [at_once if isinstance(at_once, int) else None] * len(groups)
@@ -120,12 +123,27 @@ def compiled(
         return Plan(sweep, configurations, groups, list(pool.map(fitted, groups, widths)), limit)
 
 
+def dealt(runs: list[Any], block: int, num_devices: int) -> list[Any]:
+    """Runs in an order that gives the devices a block each in turn.
+
+    A device takes one stretch of the runs. Neighbours learn alike, and a chunk is done when its
+    last device is: dealt out, every device has some runs of short episodes and some of long ones.
+    """
+    if len(runs) % num_devices:
+        return runs
+    blocks = [runs[start : start + block] for start in range(0, len(runs), block)]
+    # Hands may differ by a block: what is over for a stretch goes on to the next.
+    hands = [blocks[device::num_devices] for device in range(num_devices)]
+    return [run for hand in hands for block in hand for run in block]
+
+
 class Programs:
     """The programs of a plan, and those of configs that come up later."""
 
     def __init__(self, plan: Plan, *, num_runs: int):
         self.memory_limit = plan.memory_limit
         self._num_runs = num_runs
+        self._at_once = max(program.width for program in plan.programs)
         self._devices = machine.devices()
         pairs = zip(plan.groups, plan.programs, strict=True)
         self._known = {programs.key(found.config): program for found, program in pairs}
@@ -143,6 +161,7 @@ class Programs:
                 num_runs=self._num_runs,
                 devices=self._devices,
                 memory_limit=self.memory_limit,
+                at_once=self._at_once,
             )
         return self._known[key]
 
@@ -239,9 +258,10 @@ def _counted(num: int, what: str) -> str:
     return f"{num:,} {what}{'' if num == 1 else 's'}"
 
 
-def _check_results(sweep: Sweep, groups: list[Group], num: int, limit: int) -> None:
-    """Refuses a design whose results alone would not fit."""
-    longest = max(found.config.num_updates for found in groups)
+def _check_results(sweep: Sweep, num: int, limit: int) -> None:
+    """Refuses a design whose results alone would not fit, before it is laid out."""
+    axis = sweep.axes.get("num_updates", (sweep.base.num_updates,))
+    longest = int(axis.high) if isinstance(axis, Range) else max(axis)
     size = 4 * NUM_CURVES * num * sweep.base.seeds * longest
     if size > limit:
         raise ValueError(

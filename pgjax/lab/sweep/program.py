@@ -69,7 +69,9 @@ def fit(
     """
     devices = tuple(devices[: min(num_runs, at_once or num_runs)])
     over = experiment.over_runs(experiment.build(config), experiment.block(config))
-    width = _even(num_runs, min(num_runs, at_once or num_runs), len(devices))
+    # Where nothing asks for less, a device may stand in for a run that is missing.
+    most = at_once if at_once and at_once < num_runs else _rounded_up(num_runs, len(devices))
+    width = _even(num_runs, most, len(devices))
     while True:
         memory = len(devices) * _memory(over, config, devices, width)
         if memory <= memory_limit:
@@ -94,7 +96,11 @@ def _even(num_runs: int, at_most: int, num_devices: int) -> int:
     at_most = max(at_most // num_devices, 1) * num_devices
     num_chunks = -(-num_runs // at_most)
     width = -(-num_runs // num_chunks)
-    return -(-width // num_devices) * num_devices
+    return _rounded_up(width, num_devices)
+
+
+def _rounded_up(num: int, num_devices: int) -> int:
+    return -(-num // num_devices) * num_devices
 
 
 def _memory(over: Experiment, config: Config, devices: Sequence[Any], width: int) -> int:

@@ -6,7 +6,7 @@ halving, Li et al. 2020.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from pgjax.lab import advance, experiment, machine, statistics
 from pgjax.lab.advance import Progress
 from pgjax.lab.config import Config
 from pgjax.lab.sweep import chunk as chunks
-from pgjax.lab.sweep import design, study
+from pgjax.lab.sweep import design, run, study
 from pgjax.lab.sweep import program as programs
 from pgjax.lab.sweep.axes import Range
 from pgjax.lab.sweep.chunk import Result
@@ -103,17 +103,20 @@ class Pool:
             begun = _chosen(fresh, begun, self._progress)
         self._progress = begun._replace(state=jax.device_put(begun.state, sharding))
 
-    def step(self) -> None:
-        """One compiled call, for all places."""
+    def step(self) -> list[tuple[Place, dict[str, np.ndarray]]]:
+        """One compiled call, for all places; what those that are taken gave."""
         assert self._progress is not None
         size = programs.num_updates(self._config, 0)
         self._progress, found = advance.call(
             self._program.experiment, self._inputs, self._progress, size
         )
+        taken = []
         for number, place in enumerate(self.places):
             if place.index is not None:
                 own = slice(number * self._seeds, (number + 1) * self._seeds)
                 place.curves.append({name: x[own] for name, x in found.items()})
+                taken.append((place, place.curves[-1]))
+        return taken
 
     def finals(self) -> list[dict[str, np.ndarray]]:
         """The policies of all places as they are now, evaluated."""
@@ -130,6 +133,29 @@ def carry_out(
 ) -> bool:
     """Asks for trials as places become free, and prunes; whether the search came to its end."""
     sweep = kept.plan.sweep
+    most = max(group.config.num_updates for group in kept.plan.groups)
+    total = sweep.trials * sweep.base.seeds * most
+    with run.progress_bar(total) as bar, run.logging_to(store, kept.plan) as log:
+
+        def observe(place: Place, found: dict[str, np.ndarray]) -> None:
+            run.show(bar, sweep.batch * sweep.base.seeds, found)
+            if sweep.base.loggers and place.index is not None:
+                runs = [(place.index, seed) for seed in range(sweep.base.seeds)]
+                before = place.update - found["env_steps"].shape[1]
+                log(run.rows(kept.plan, runs, before, found))
+
+        return _follow(opened, store, kept, compiled, signals, observe)
+
+
+def _follow(
+    opened: Any,
+    store: Store,
+    kept: Kept,
+    compiled: Programs,
+    signals: Sequence[int],
+    observe: Callable[[Place, dict[str, np.ndarray]], None],
+) -> bool:
+    sweep = kept.plan.sweep
     pools: dict[object, Pool] = {}
     while not signals:
         running = sum(trial.is_running for trial in study.own(opened, sweep, store.path))
@@ -141,7 +167,8 @@ def carry_out(
         if not busy:
             return True
         for pool in busy:
-            pool.step()
+            for place, found in pool.step():
+                observe(place, found)
             _judge(opened, store, kept, pool)
     return False
 

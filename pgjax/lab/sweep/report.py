@@ -30,7 +30,8 @@ CAPTIONS = {
     "sensitivity": "The score against each hyperparameter. Where there are two lines, the best of "
     "the other hyperparameters was chosen by the seeds that it is scored by: it is optimistic.",
     "heat_maps": "The score over pairs of hyperparameters.",
-    "sample_efficiency": "Learning curves of finished runs: IQM over seeds and 95% bands.",
+    "sample_efficiency": "Learning curves of finished runs: centres over seeds and 95% bands. A "
+    "run that took fewer steps than the others of its configuration goes on at its last value.",
     "performance_profiles": "Share of runs that score more than a threshold, with 95% bands.",
     "probability_of_improvement": "The best configuration against those that follow it.",
 }
@@ -78,12 +79,21 @@ def _introduction(dataset: xr.Dataset) -> list[str]:
     configurations, each, total = (words.counted(*size) for size in sizes)
     names = [", ".join(swept[:-1]), *swept[-1:]]
     title = "Sweep of " + (" and ".join(filter(None, names)) or "seeds")
+    pruned = int(np.sum(dataset["pruned"].values == 1)) if "pruned" in dataset else 0
+    stopped = f"{pruned} stopped early for others to be tried, " if pruned else ""
     counts = (
         f"Design: {dataset.attrs['design']}. {configurations} x {each} = {total}: "
-        f"{finished.sum()} finished, {np.sum(~finished)} not finished, {diverged} diverged. Runs "
-        "that are not finished are left out of everything below; runs that diverged are scored as "
-        "they are. Both are named at the end."
+        f"{finished.sum()} finished, {stopped}{np.sum(~finished) - pruned} not finished, "
+        f"{diverged} diverged. Runs that were not carried out to their end are left out of "
+        "everything below; runs that diverged are scored as they are. They are named at the end."
     )
+    physics = [name for name in swept if name.startswith("env_params.")]
+    if physics:
+        counts += (
+            f" Mind that {', '.join(physics)} belongs to the task: scores at different values of "
+            "it are scores of different tasks, and the best configuration is the best of the "
+            "easiest."
+        )
     score = (
         "The score of a run is the mean return of its final policy in fresh episodes. Seeds are "
         "summed up by the interquartile mean (IQM; of fewer than four, the mean), with 95% "
@@ -212,6 +222,7 @@ def _befallen(rankings: Sequence[Ranking]) -> list[str]:
     text = ["## Runs to look at"]
     kinds = {
         "Diverged (scored as they are)": "diverged",
+        "Stopped early, for others to be tried (left out)": "pruned",
         "Not finished (left out)": "unfinished",
         "Finished without a finite evaluation (left out)": "unscored",
     }
@@ -226,9 +237,11 @@ def _befallen(rankings: Sequence[Ranking]) -> list[str]:
 
 def _named(ranking: Ranking, kind: str) -> Iterator[str]:
     finished = scores.flags(ranking, "finished") == 1
+    pruned = scores.flags(ranking, "pruned") == 1 if "pruned" in ranking.data else ~finished & False
     which = {
         "diverged": scores.flags(ranking, "diverged") == 1,
-        "unfinished": ~finished,
+        "pruned": pruned,
+        "unfinished": ~finished & ~pruned,
         "unscored": finished & np.isnan(ranking.values[:, 0]),
     }[kind]
     seeds = ranking.data["seed"].values

@@ -14,7 +14,7 @@ from pgjax.lab import directory, interrupts, loggers, machine
 from pgjax.lab.sweep import axes, design, outcome
 from pgjax.lab.sweep import chunk as chunks
 from pgjax.lab.sweep import plan as plans
-from pgjax.lab.sweep.chunk import Result
+from pgjax.lab.sweep.chunk import Index, Result
 from pgjax.lab.sweep.plan import Chunk, Plan
 from pgjax.lab.sweep.settings import Sweep
 from pgjax.lab.sweep.store import Kept, Store
@@ -140,12 +140,13 @@ def carry_out(
     if not todo:
         return True
     plan = kept.plan
-    with progress_bar(plan, todo) as bar, _logging(store, plan) as log:
+    total = sum(len(x.runs) * plan.groups[x.group].config.num_updates for x in todo)
+    with progress_bar(total) as bar, logging_to(store, plan) as log:
 
         def observe(chunk: Chunk, update: int, found: dict[str, np.ndarray]) -> None:
             show(bar, len(chunk.runs), found)
             if plan.sweep.base.loggers:
-                log(_rows(plan, chunk, update, found))
+                log(rows(plan, chunk.runs, update, found))
 
         return launcher(
             Job(
@@ -179,7 +180,7 @@ def here(job: Job) -> bool:
 
 
 @contextlib.contextmanager
-def _logging(store: Store, plan: Plan) -> Iterator[Callable[[loggers.Rows], None]]:
+def logging_to(store: Store, plan: Plan) -> Iterator[Callable[[loggers.Rows], None]]:
     """The loggers of a sweep, with a series a run."""
     by = (*map(axes.name_of, plan.sweep.axes), "seed")
     content = design.load(store.sweep)
@@ -188,14 +189,14 @@ def _logging(store: Store, plan: Plan) -> Iterator[Callable[[loggers.Rows], None
         yield log
 
 
-def _rows(
-    plan: Plan, chunk: Chunk, update: int, found: dict[str, np.ndarray]
+def rows(
+    plan: Plan, runs: Sequence[Index], update: int, found: dict[str, np.ndarray]
 ) -> list[dict[str, Any]]:
     """What a call gave as records, one an update and run."""
     names = [
         {axes.name_of(key): axes.coordinate(x) for key, x in plan.configurations[index].items()}
         | {"seed": plan.sweep.base.seed + seed}
-        for index, seed in chunk.runs
+        for index, seed in runs
     ]
     return [
         {"update": update + 1 + step} | own | {key: x[run, step] for key, x in found.items()}
@@ -204,10 +205,9 @@ def _rows(
     ]
 
 
-def progress_bar(plan: Plan, todo: Sequence[Chunk]) -> Any:
+def progress_bar(num_updates: int) -> Any:
     """Counts the updates of all runs."""
-    updates = sum(len(x.runs) * plan.groups[x.group].config.num_updates for x in todo)
-    return tqdm(total=updates, unit="update", unit_scale=True, file=sys.stderr)
+    return tqdm(total=num_updates, unit="update", unit_scale=True, file=sys.stderr)
 
 
 def show(bar: Any, num_runs: int, found: dict[str, np.ndarray]) -> None:

@@ -6,7 +6,7 @@ import textwrap
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from pgjax.lab.audit_plots import MARKERS
 from pgjax.lab.plots import COLOURS
@@ -68,7 +68,9 @@ def heat_maps(ranking: Ranking) -> Figure | None:
             axes.tick_params(axis="x", labelrotation=45)
         if values.size <= MOST_IN_CELLS:
             _print_cells(axes, values, (lowest + highest) / 2)
-    over = "IQM over seeds" + (", mean over the others" if len(ranking.hyper) > 2 else "")
+    over = f"{panels.centre(ranking)} over seeds" + (
+        ", mean over the others" if len(ranking.hyper) > 2 else ""
+    )
     left_out = f"; the first {len(drawn)} of {len(pairs)} pairs" if drawn != pairs else ""
     figure.colorbar(image, ax=several, label=panels.wrapped(ranking.label))
     figure.suptitle(panels.titled(ranking, over + left_out), fontsize="medium")
@@ -82,7 +84,7 @@ def _lines(axes: Axes, ranking: Ranking, name: str) -> None:
     average = Summary(*(np.stack(part) for part in zip(*(x.average for x in found), strict=True)))
     lines = {"best of the other hyperparameters": best, "average over the others": average}
     if all(len(level.members) == 1 for level in found):
-        lines = {"IQM over seeds": best}
+        lines = {f"{panels.centre(ranking)} over seeds": best}
     for index, (label, summary) in enumerate(lines.items()):
         if ranking.scales[name] == "choice":
             # Side by side, so that none hides another.
@@ -114,9 +116,8 @@ def _scatter(axes: Axes, ranking: Ranking, name: str) -> None:
     if ranking.scales[name] == "choice":
         # Seen apart where many share a value.
         x = x + np.random.default_rng(0).uniform(-0.15, 0.15, len(x))
-    axes.scatter(
-        x, centre[ranked], s=14, color=COLOURS[0], alpha=0.6, label="configuration, IQM over seeds"
-    )
+    label = f"configuration, {panels.centre(ranking)} over seeds"
+    axes.scatter(x, centre[ranked], s=14, color=COLOURS[0], alpha=0.6, label=label)
     axes.scatter(
         x[:1],
         centre[ranked[:1]],
@@ -138,6 +139,10 @@ def _positions(axes: Axes, ranking: Ranking, name: str, values: list) -> np.ndar
         return np.array([distinct.index(x) for x in values], float)
     if ranking.scales[name] == "log" and min(values) > 0:
         axes.set_xscale("log")
+        subs = (1, 2, 5) if max(values) < 100 * min(values) else (1,)
+        axes.xaxis.set_major_locator(LogLocator(subs=subs))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.3g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     if len(distinct) <= 5 and "configuration" not in ranking.data.dims:
         axes.set_xticks(distinct, [words.short(x) for x in distinct])
         axes.xaxis.set_minor_formatter(NullFormatter())

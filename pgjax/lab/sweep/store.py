@@ -115,7 +115,7 @@ class Kept:
 def tidy(store: Store) -> None:
     """Removes what was begun and then carried out in other chunks, and what a kill left over."""
     for where in store.chunks.iterdir():
-        if _intact(where) is None:
+        if not (where / chunks.RESULT).is_file():
             shutil.rmtree(where)
         else:
             shutil.rmtree(where / chunks.CHECKPOINTS, ignore_errors=True)

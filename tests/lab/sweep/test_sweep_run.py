@@ -230,13 +230,15 @@ def test_a_configuration_that_is_drawn_twice_has_results_twice(changed, begin, c
     np.testing.assert_array_equal(first["param_norm"], second["param_norm"])
 
 
-def test_a_group_compiles_its_training_once(changed, begin, caplog):
+def test_a_group_compiles_its_training_once(changed, begin, caplog, request):
     # Choices of their own: no other test has compiled them.
     sweep = changed(
         {"learning_rate": (0.03, 0.1, 0.3), "num_episodes": (5, 6)}, num_updates=6, seeds=1
     )
-    with jax.log_compiles():
-        run.follow(begin(sweep, at_once=2))
+    # Of all threads: planning compiles beside this one.
+    jax.config.update("jax_log_compiles", True)
+    request.addfinalizer(lambda: jax.config.update("jax_log_compiles", False))
+    run.follow(begin(sweep, at_once=2))
     for name in ("train", "evaluate"):
         assert sum(f"XLA compilation of jit({name})" in text for text in caplog.messages) == 2
 
