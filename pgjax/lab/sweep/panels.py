@@ -25,8 +25,8 @@ def make(
     count: int, *, width: float = 4.4, height: float = 3.9, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
     """A figure with so many panels, each of that size in inches."""
-    columns = min(count, COLUMNS)
-    rows = -(-count // columns)
+    rows = -(-count // COLUMNS)
+    columns = -(-count // rows)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharey=sharey).ravel().tolist()
     for unused in axes[count:]:

@@ -38,8 +38,10 @@ def sensitivity(ranking: Ranking) -> Figure | None:
         else:
             _lines(axes, ranking, name)
         axes.set_xlabel(name)
-    for axes in several[:: panels.COLUMNS]:
-        axes.set_ylabel(panels.wrapped(ranking.label))
+    for axes in several:
+        place = axes.get_subplotspec()
+        if place is not None and place.is_first_col():
+            axes.set_ylabel(panels.wrapped(ranking.label))
     panels.finish(figure, several, ranking)
     return figure
 
