@@ -86,8 +86,12 @@ def _free() -> float:
 def _allowed() -> float:
     """Memory that a container leaves to its processes."""
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = Path("/sys/fs/cgroup/memory.current").read_text()
-        return float("inf") if limit == "max" else float(limit) - float(used)
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text().strip()
+        used = float((group / "memory.current").read_text())
+        held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        # Pages of files that were read count as used, and are given up when they are needed.
+        cached = float(held.get("inactive_file", 0))
+        return float("inf") if limit == "max" else float(limit) - used + cached
     except (OSError, ValueError):
         return float("inf")

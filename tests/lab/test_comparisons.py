@@ -98,3 +98,13 @@ def test_choosing_the_best_on_the_same_runs_raises_no_false_alarms():
     # At most 0.05 up to three standard errors; uncorrected tests of the best far exceed it.
     assert alarms["all pairs"] / trials <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / trials)
     assert alarms["raw"] / trials > 0.15
+
+
+@pytest.mark.parametrize("num", [3, 4, 5, 8])
+def test_ties_make_no_p_value_smaller_than_there_is(num):
+    # Where all runs reach the limit, SciPy's own choice is the normal approximation.
+    best, other = np.full(num, 500.0), np.full(num, 9.0)
+    (found,) = comparisons.compare(best, {"other": other})
+    smallest = comparisons.smallest_p_value(num, num)
+    assert found.p_value == pytest.approx(smallest)
+    assert stats.mannwhitneyu(best, other).pvalue < smallest

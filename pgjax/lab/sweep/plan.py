@@ -186,7 +186,9 @@ def group(
             first, *_ = seeds = design.runs_of(sweep, values)
             experiment.check_numbers(first)
         except ValueError as error:
-            raise ValueError(f"{design.describe(values)}: {error}" if values else error) from error
+            # What is wrong with a single axis is said by its own message.
+            several = len(values) > 1
+            raise ValueError(f"{design.describe(values)}: {error}" if several else error) from error
         found = groups.setdefault(programs.key(first), Group(first, []))
         found.runs.extend((index, seed) for seed in range(len(seeds)))
     return list(groups.values())

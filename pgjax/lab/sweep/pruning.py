@@ -242,11 +242,12 @@ def _keep(store: Store, kept: Kept, result: Result) -> None:
     kept.enter(result)
 
 
-def _chosen(fresh: np.ndarray, new: Progress, old: Progress) -> Progress:
+def _chosen(fresh: np.ndarray, begun: Progress, before: Progress) -> Progress:
     """New runs where they are fresh, old ones elsewhere."""
 
     def choose(new: Any, old: Any) -> np.ndarray:
         new, old = np.asarray(new), np.asarray(old)
         return np.where(fresh.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-    return jax.tree.map(choose, new, old)
+    # Runs are at updates of their own, which their states count.
+    return Progress(0, *jax.tree.map(choose, tuple(begun[1:]), tuple(before[1:])))

@@ -123,6 +123,13 @@ def test_what_cannot_be_written_is_refused(written, message):
         ({"seeds": 10**6, "learning_rate": "1..2:100"}, "100,000,000 runs"),
         ({"learning_rate": "0..1:10000", "discount": "0..1:10000"}, "100,000,000 runs"),
         ({"design_seed": -1}, "design_seed=-1"),
+        ({"trials": 5, "learning_rate": "0.1,0.2"}, "trials=5 goes with a search"),
+        ({"prune": True, "learning_rate": "0.1,0.2"}, "prune=True goes with a search"),
+        ({"storage": "x.log", "learning_rate": "0.1,0.2"}, "storage='x.log' goes with a search"),
+        ({"search": "tpe", "design": "sobol", "learning_rate": "0..1"}, "design='sobol' goes with"),
+        ({"search": "tpe", "learning_rate": "0..1:8"}, "needs no number of levels"),
+        ({"search": "cmaes", "learning_rate": "0..1"}, "needs two ranges"),
+        ({"search": "cmaes", "learning_rate": "0..1", "discount": "0.9,1"}, "list of choices"),
     ],
     ids=str,
 )

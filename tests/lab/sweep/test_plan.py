@@ -194,3 +194,19 @@ def test_a_plan_in_words(changed):
         ["2", "max_grad_norm=1", "6", "3", "2", "3", "MB"],
     ]
     assert "1 GB are allowed" in text
+
+
+@pytest.mark.parametrize(
+    ("num", "block", "num_devices"), [(12, 2, 2), (12, 2, 3), (6, 8, 2), (7, 2, 2)]
+)
+def test_devices_are_dealt_blocks_in_turn(num, block, num_devices):
+    runs = list(range(num))
+    found = plan.dealt(runs, block, num_devices)
+    assert sorted(found) == runs
+    assert found[:block] == runs[:block]
+    assert (found == runs) == (num % num_devices > 0 or block >= num)
+
+
+def test_a_device_has_runs_of_either_end():
+    found = plan.dealt(list(range(16)), 2, 2)
+    assert found == [0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15]
