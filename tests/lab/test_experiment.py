@@ -100,6 +100,26 @@ def test_runs_of_other_numbers_share_a_program_and_are_what_they_are_alone(tiny)
     assert first != second
 
 
+@pytest.mark.parametrize("block", [1, 2])
+@pytest.mark.parametrize(
+    "choices",
+    [{"env": "CartPole-v1"}, {"env": "Pendulum-v1", "form": "gae", "baseline": "value"}],
+    ids=str,
+)
+def test_a_network_ends_with_the_same_bits_whatever_runs_beside_it(choices, block):
+    config = Config(num_episodes=8, horizon=40, num_updates=3, seeds=5, **choices)
+    seeds = experiment.each_seed(config)
+    built = experiment.build(config)
+
+    def params(runs, block):
+        program, inputs = experiment.over_runs(built, block), experiment.inputs(runs)
+        state, _ = program.train(inputs, program.init(inputs), num_steps=3)
+        return jax.tree.leaves(state.params)
+
+    for many, one in zip(params(seeds, block), params(seeds[3:4], None), strict=True):
+        np.testing.assert_array_equal(many[3], one[0])
+
+
 def test_numbers_of_the_environment_are_traced_where_they_can_be():
     config = Config(env="Pendulum-v1", env_params={"g": 9, "max_torque": 1.0, "max_speed": 5.0})
     numbers = experiment.numbers(config)
