@@ -190,7 +190,7 @@ def test_ctrl_c_is_one_line(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "Expected one of {train, evaluate, audit, plot, list}."),
+        ([], "Expected one of {train, sweep, evaluate, audit, plot, report, list}."),
         (["trian"], "Unrecognized options: trian"),
         (["list", "x"], "'policies', 'distributions')."),
         (["plot", "--config", "absent.yaml"], "options: --config"),
