@@ -132,7 +132,7 @@ def measure(python: str) -> list[dict]:
     for name, shape in SHAPES.items():
         print(f"{name}: {shape}", flush=True)
         settings = SETTINGS | shape
-        rows = compare(settings, num_rounds=5, rejax=python)
+        rows = compare(settings, num_rounds=3, rejax=python)
         show(rows)
         of_rejax = [row["program"] for row in rows if row["library"] == "rejax"]
         ratios = {program: ratio(rows, program) for program in of_rejax}
