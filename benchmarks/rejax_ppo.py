@@ -1,11 +1,9 @@
 """rejax's PPO in its one-epoch, one-minibatch setting, with as many learning rates as runs.
 
 Started by `benchmarks.rejax_sweep`, in a virtual environment that has rejax and need not have
-pgjax. Evaluation during training is off but in one program: rejax evaluates at the end at least, so
-its callback is replaced by one that does nothing.
+pgjax. Evaluation during training is off: rejax evaluates at the end at least, so its callback is
+replaced by one that does nothing.
 """
-
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +13,9 @@ from rejax import PPO
 
 from benchmarks import rounds
 
-DEFAULT_EVAL_FREQ = 4096
-"""Steps between the evaluations that rejax makes by default, of 128 episodes each."""
-
 
 def main() -> None:
-    """Serves `vmap`, as rejax's documentation has it, and `sharded`, over the cores.
-
-    If asked, `evaluating` too: `vmap` with the evaluations that rejax makes by default.
-    """
+    """Serves `vmap`, as rejax's documentation has it, and `sharded`, over the cores."""
     settings = rounds.read_settings()
     total = settings["num_envs"] * settings["num_steps"] * settings["num_updates"]
     ppo = PPO.create(
@@ -43,10 +35,9 @@ def main() -> None:
         vf_coef=settings["value_cost"],
     )
     evaluation = ppo.eval_callback
-    as_it_comes = ppo.replace(eval_freq=DEFAULT_EVAL_FREQ, skip_initial_evaluation=False)
     ppo = ppo.replace(eval_callback=lambda ppo, state, key: ())
 
-    def train(key, learning_rate, ppo=ppo):
+    def train(key, learning_rate):
         return ppo.replace(learning_rate=learning_rate).train(key)[0]
 
     def evaluate(states):
@@ -61,8 +52,6 @@ def main() -> None:
     lowest, highest = settings["learning_rates"]
     arguments = (keys, jnp.geomspace(lowest, highest, settings["num_runs"]))
     programs = {"vmap": runs, "sharded": sharded}
-    if settings.get("as_it_comes"):
-        programs["evaluating"] = jax.vmap(partial(train, ppo=as_it_comes))
     rounds.serve(programs, arguments, evaluate, ["jax", "gymnax", "rejax", "distrax", "optax"])
 
 

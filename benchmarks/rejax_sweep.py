@@ -2,8 +2,7 @@
 
 The two are timed in turn, round after round, each in a process of its own that is kept alive.
 rejax gets a virtual environment of its own, because it wants another gymnax. Its programs are its
-vmapped `train`, the same split over the cores as pgjax splits its runs, and in one shape its
-vmapped `train` as it comes, which evaluates as it goes; the others evaluate nothing.
+vmapped `train`, and the same split over the cores as pgjax splits its runs; nothing is evaluated.
 
     python -m benchmarks.rejax_sweep                # writes benchmarks/results/rejax_sweep.json
     python -m benchmarks.rejax_sweep --venv DIR     # keeps rejax's environment, or uses it again
@@ -33,7 +32,6 @@ SHAPES = {
         "num_envs": 64,
         "num_steps": 64,
         "num_updates": 25,
-        "as_it_comes": True,
     },
 }
 SETTINGS = {
