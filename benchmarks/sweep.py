@@ -51,7 +51,7 @@ def program(configs: list[Any]) -> tuple[Any, Any, int]:
     """Init and train of all runs, their inputs, and the bytes that they take."""
     import jax
 
-    from pgjax.lab import experiment
+    from pgjax.lab import experiment, parallel
     from pgjax.lab.sweep import plan
     from pgjax.lab.sweep import program as programs
 
@@ -61,7 +61,7 @@ def program(configs: list[Any]) -> tuple[Any, Any, int]:
         devices=machine.devices(),
         memory_limit=machine.memory(),
     )
-    block = experiment.block(configs[0]) or 1
+    block = parallel.block(configs[0]) or 1
     dealt = plan.dealt(configs, block, len(fitted.devices))
     inputs = jax.device_put(experiment.inputs(dealt), fitted.sharding)
     return fitted.experiment, inputs, fitted.memory

@@ -67,7 +67,7 @@ def test_every_config_has_results_and_is_valid():
     configs = sorted(path for path in (results_table.HERE / "configs").glob("*.yaml"))
     assert {path.stem for path in configs} == set(json.loads(results_table.RESULTS.read_text()))
     for path in (results_table.HERE / "sweeps").glob("*.yaml"):
-        design.validate(design.parse(design.load(path)))
+        design.validate(design.parse(config.read(path)))
     for path in configs:
         loaded = config.load(path)
         assert loaded.env == path.stem and loaded.seeds >= 10

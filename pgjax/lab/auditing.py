@@ -18,7 +18,7 @@ import pgjax
 from pgjax import audit, checks, environments, estimators, exact, gradients, train
 from pgjax.audit import Audit
 from pgjax.estimators import Estimator
-from pgjax.lab import audit_data, audit_plots, checkpoints, directory, experiment, records
+from pgjax.lab import audit_data, audit_plots, checkpoints, directory, experiment, parallel, records
 from pgjax.lab import config as configs
 from pgjax.lab import run as runs
 from pgjax.lab.config import Config
@@ -180,7 +180,7 @@ def _start(setting: Setting, config: Config) -> Point:
 def _points(config: Config, run: Path) -> list[Point]:
     """The start of a run and its checkpoints, those of the first seed."""
     found, _ = directory.find(run)
-    trainer = experiment.over_runs(experiment.build(config), experiment.block(config))
+    trainer = parallel.over_runs(experiment.build(config), parallel.block(config))
     inputs = experiment.inputs(experiment.each_seed(config))
     template = jax.eval_shape(trainer.init, inputs)
     states = dict(checkpoints.intact(found.checkpoints, template, runs.identity(config)))

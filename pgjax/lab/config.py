@@ -12,6 +12,9 @@ from typing import Annotated, Any
 import tyro
 import yaml
 
+ENV_PARAMS = "env_params."
+"""What names of the environment's parameters start with, beside those of a config's fields."""
+
 OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd")
 """Optimisers a run can ascend with, each by its name in optax."""
 
@@ -105,18 +108,27 @@ def load(path: str | Path) -> Config:
       ValueError: not a mapping, an unknown key or a value of the wrong type.
       OSError: the file cannot be read.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file: {error}") from error
-    if content is None:
-        return Config()
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold one mapping of names to values")
+    content = read(path)
     try:
         return parse(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """What a YAML file holds, which must be one mapping or nothing.
+
+    Raises:
+      ValueError: it is not YAML, or not a mapping.
+      OSError: the file cannot be read.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {error}") from error
+    if content is not None and not isinstance(content, dict):
+        raise ValueError(f"{path} must hold one mapping of names to values")
+    return content or {}
 
 
 def parse(content: Mapping[str, Any]) -> Config:

@@ -25,6 +25,7 @@ from pgjax.lab import (
     experiment,
     interrupts,
     loggers,
+    parallel,
     plots,
     records,
 )
@@ -52,7 +53,7 @@ def start(config: Config) -> Run:
       ValueError: a choice that cannot be, or a directory that exists; nothing is written then.
     """
     with _fitting(config):
-        trainer = experiment.over_runs(experiment.build(config), experiment.block(config))
+        trainer = parallel.over_runs(experiment.build(config), parallel.block(config))
         directory.vacant(config)
         loggers.check(config.loggers)
         inputs = experiment.inputs(experiment.each_seed(config))
@@ -163,7 +164,7 @@ def _fitting(config: Config) -> Iterator[None]:
 def _look(path: str | Path) -> Run:
     found, config = directory.find(path)
     with _fitting(config):
-        trainer = experiment.over_runs(experiment.build(config), experiment.block(config))
+        trainer = parallel.over_runs(experiment.build(config), parallel.block(config))
         inputs = experiment.inputs(experiment.each_seed(config))
         template = jax.eval_shape(trainer.init, inputs)
     return Run(found, config, trainer, inputs, _restore(found, config, template))

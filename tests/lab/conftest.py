@@ -5,7 +5,7 @@ import functools
 
 import pytest
 
-from pgjax.lab import config, experiment, run
+from pgjax.lab import config, experiment, parallel, run
 
 TINY = config.Config(
     env="ShortCorridor",
@@ -27,7 +27,7 @@ TINY = config.Config(
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once():
     """Runs of the same choices share their compiled programs, or compiling would be all we do."""
-    build, over_runs, built = experiment.build, experiment.over_runs, {}
+    build, over_runs, built = experiment.build, parallel.over_runs, {}
 
     def build_once(settings):
         choices = run.identity(dataclasses.replace(settings, seed=0, seeds=1))
@@ -37,7 +37,7 @@ def compiled_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "build", build_once)
-        patch.setattr(experiment, "over_runs", functools.cache(over_runs))
+        patch.setattr(parallel, "over_runs", functools.cache(over_runs))
         yield
 
 

@@ -1,19 +1,22 @@
 """From a config to pure functions: seeds, keys, optimisers, refusals."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pgjax.lab import experiment
+from pgjax.lab import experiment, parallel
 from pgjax.lab.config import Config
 
 
 def test_many_seeds_in_one_program_are_many_runs_of_one_seed(tiny):
     built = experiment.build(tiny)
-    together = experiment.over_runs(built)
+    together = parallel.over_runs(built)
     seeds = experiment.each_seed(tiny)
     inputs = experiment.inputs(seeds)
     states, metrics = together.train(inputs, together.init(inputs), num_steps=3)
@@ -71,7 +74,7 @@ def test_gradients_are_clipped_by_their_global_norm():
 
 
 def test_evaluation_acts_by_the_mode_only_when_told(tiny):
-    built = experiment.over_runs(experiment.build(tiny))
+    built = parallel.over_runs(experiment.build(tiny))
     inputs = experiment.inputs(experiment.each_seed(tiny))
     params = built.init(inputs).params
     sampled = built.evaluate(inputs, params, num_episodes=16)
@@ -87,11 +90,11 @@ def test_runs_of_other_numbers_share_a_program_and_are_what_they_are_alone(tiny)
         dataclasses.replace(config, seeds=1)
         for config in (tiny, dataclasses.replace(tiny, seed=4, value_learning_rate=1.0, **others))
     ]
-    together = experiment.over_runs(experiment.build(tiny))
+    together = parallel.over_runs(experiment.build(tiny))
     inputs = experiment.inputs(configs)
     states, _ = together.train(inputs, together.init(inputs), num_steps=3)
     for index, config in enumerate(configs):
-        own = experiment.over_runs(experiment.build(config))
+        own = parallel.over_runs(experiment.build(config))
         alone = experiment.inputs([config])
         state, _ = own.train(alone, own.init(alone), num_steps=3)
         for many, one in zip(jax.tree.leaves(states), jax.tree.leaves(state), strict=True):
@@ -112,12 +115,37 @@ def test_a_network_ends_with_the_same_bits_whatever_runs_beside_it(choices, bloc
     built = experiment.build(config)
 
     def params(runs, block):
-        program, inputs = experiment.over_runs(built, block), experiment.inputs(runs)
+        program, inputs = parallel.over_runs(built, block), experiment.inputs(runs)
         state, _ = program.train(inputs, program.init(inputs), num_steps=3)
         return jax.tree.leaves(state.params)
 
     for many, one in zip(params(seeds, block), params(seeds[3:4], None), strict=True):
         np.testing.assert_array_equal(many[3], one[0])
+
+
+ON_DEVICES = """
+from pgjax.lab import machine
+devices = machine.devices()
+import jax, numpy as np
+from pgjax.lab import experiment, parallel
+from pgjax.lab.config import Config
+config = Config(num_episodes=8, horizon=40, num_updates=3, seeds=4)
+inputs = experiment.inputs(experiment.each_seed(config))
+alone = parallel.over_runs(experiment.build(config))
+state, _ = alone.train(inputs, alone.init(inputs), num_steps=3)
+assert len(devices) == 2, devices
+shared = parallel.over_devices(alone, devices)
+placed = jax.device_put(inputs, parallel.sharding(devices))
+other, _ = shared.train(placed, shared.init(placed), num_steps=3)
+for one, two in zip(jax.tree.leaves(state.params), jax.tree.leaves(other.params), strict=True):
+    assert len(two.sharding.device_set) == 2
+    np.testing.assert_array_equal(one, two)
+"""
+
+
+def test_params_are_the_same_bits_on_two_devices():
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", ON_DEVICES], check=True, env=environment)
 
 
 def test_numbers_of_the_environment_are_traced_where_they_can_be():

@@ -15,7 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from pgjax.lab import advance, checkpoints, config, directory, experiment, records, run
+from pgjax.lab import advance, checkpoints, config, directory, experiment, parallel, records, run
+
+from .killing import KilledError, kill_at
 
 
 def contents(where):
@@ -30,24 +32,6 @@ def copy_of(finished, tiny):
     copied = directory.Directory(Path(tiny.directory) / tiny.name)
     shutil.copytree(finished.path, copied.path)
     return copied
-
-
-class KilledError(Exception):
-    """Stands for kill -9: nothing that follows is run."""
-
-
-def kill_at(monkeypatch, module, name, call):
-    """Lets the call of that number to `module.name` do its work and then stops everything."""
-    original, calls = getattr(module, name), []
-
-    def killing(*args, **kwargs):
-        result = original(*args, **kwargs)
-        calls.append(name)
-        if len(calls) == call:
-            raise KilledError
-        return result
-
-    monkeypatch.setattr(module, name, killing)
 
 
 def test_a_run_leaves_what_it_says(finished, capsys):
@@ -312,7 +296,7 @@ def test_a_resumed_run_compiles_its_training_once(finished, tiny, caplog):
     longer = dataclasses.replace(tiny, num_updates=13)
     where.config.write_text(config.dump(longer))
     resumed = run.resume(where.path)
-    fresh = experiment.over_runs.__wrapped__(experiment.build(tiny))
+    fresh = parallel.over_runs.__wrapped__(experiment.build(tiny))
     with jax.log_compiles():
         run.follow(resumed._replace(experiment=fresh))
     assert sum("XLA compilation of jit(train)" in text for text in caplog.messages) == 1

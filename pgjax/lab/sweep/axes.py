@@ -16,14 +16,11 @@ import yaml
 
 from pgjax import checks
 from pgjax.lab import config as configs
-from pgjax.lab.config import Config
+from pgjax.lab.config import ENV_PARAMS, Config
 from pgjax.lab.sweep.settings import OPTIONS
 
 SCALES = ("linear", "log")
 """How a range is divided."""
-
-ENV_PARAMS = "env_params."
-"""What the names of axes that are parameters of the environment start with."""
 
 FIXED = (
     "seed",
@@ -53,10 +50,10 @@ class Range(NamedTuple):
     num: int | None = None
 
 
-Levels = tuple[Any, ...]
+Levels: TypeAlias = tuple[Any, ...]
 """Values one by one."""
 
-Axis: TypeAlias = Range | tuple[Any, ...]
+Axis: TypeAlias = Range | Levels
 """What the values of one hyperparameter are."""
 
 

@@ -121,7 +121,7 @@ def _sweep(config: Path | None, resume: Path | None, given: dict[str, Any]) -> S
 
     if resume is not None:
         return run.find(resume)[1]
-    sweep = design.parse(({} if config is None else design.load(config)) | given)
+    sweep = design.parse(({} if config is None else configs.read(config)) | given)
     design.validate(sweep)
     return sweep
 

@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from scipy.stats import qmc
 
 from pgjax import checks
 from pgjax.lab import config as configs
-from pgjax.lab.config import Config
+from pgjax.lab.config import ENV_PARAMS, Config
 from pgjax.lab.sweep import axes
 from pgjax.lab.sweep.axes import Axis, Range
 from pgjax.lab.sweep.settings import DESIGNS, OPTIONS, SEARCHES, Sweep
@@ -50,34 +49,18 @@ def parse(content: Mapping[str, Any]) -> Sweep:
             axis = axes.parse(field, given)
             if isinstance(axis, Range) or len(axis) != 1:
                 swept[field] = axis
-            elif field.startswith(axes.ENV_PARAMS):
-                env_params[field.removeprefix(axes.ENV_PARAMS)] = axis[0]
+            elif field.startswith(ENV_PARAMS):
+                env_params[field.removeprefix(ENV_PARAMS)] = axis[0]
             else:
                 fixed[field] = axis[0]
     base = Config(**fixed, env_params=env_params)
     return Sweep(base, swept, **{key: _option(key, value) for key, value in options.items()})
 
 
-def load(path: str | Path) -> dict[str, Any]:
-    """What a sweep's YAML file holds, for `parse`.
-
-    Raises:
-      ValueError: not a mapping.
-      OSError: the file cannot be read.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file: {error}") from error
-    if content is not None and not isinstance(content, dict):
-        raise ValueError(f"{path} must hold one mapping of names to values")
-    return content or {}
-
-
 def dump(sweep: Sweep) -> str:
     """The sweep as YAML, every field named; `parse` reads it back equal."""
     base = yaml.safe_load(configs.dump(sweep.base))
-    own = {axes.ENV_PARAMS + key: value for key, value in base.pop("env_params").items()}
+    own = {ENV_PARAMS + key: value for key, value in base.pop("env_params").items()}
     swept = {name: axes.dump(axis) for name, axis in sweep.axes.items()}
     fixed = {name: value for name, value in (base | own).items() if name not in swept}
     options = {name: getattr(sweep, name) for name in OPTIONS}
@@ -141,8 +124,8 @@ def lay_out(sweep: Sweep) -> list[Values]:
 
 def runs_of(sweep: Sweep, values: Values) -> list[Config]:
     """The configs of a configuration, one a seed."""
-    fields = {key: x for key, x in values.items() if not key.startswith(axes.ENV_PARAMS)}
-    theirs = {key.removeprefix(axes.ENV_PARAMS): values[key] for key in values if key not in fields}
+    fields = {key: x for key, x in values.items() if not key.startswith(ENV_PARAMS)}
+    theirs = {key.removeprefix(ENV_PARAMS): values[key] for key in values if key not in fields}
     env_params = sweep.base.env_params | theirs
     config = dataclasses.replace(sweep.base, **fields, env_params=env_params, seeds=1)
     seeds = range(sweep.base.seed, sweep.base.seed + sweep.base.seeds)
@@ -234,7 +217,7 @@ def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
         if key != "env_params":
             flat["lambda_" if key == "lambda" else str(key)] = given
         elif isinstance(given, dict):
-            flat |= {f"{axes.ENV_PARAMS}{name}": x for name, x in given.items()}
+            flat |= {f"{ENV_PARAMS}{name}": x for name, x in given.items()}
         else:
             raise ValueError(f"env_params={given!r} must map names to values")
     return flat

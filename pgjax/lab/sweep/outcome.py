@@ -9,7 +9,8 @@ import xarray as xr
 
 from pgjax.lab import config as configs
 from pgjax.lab import directory, statistics
-from pgjax.lab.sweep import axes, design
+from pgjax.lab.config import ENV_PARAMS
+from pgjax.lab.sweep import axes, design, words
 from pgjax.lab.sweep.plan import Plan
 from pgjax.lab.sweep.store import Kept, Store, tidy
 
@@ -44,8 +45,8 @@ def conclude(store: Store, kept: Kept) -> None:
         print(
             f"best: {design.describe(values) or 'the one configuration'}: evaluation return "
             f"{float(summary.centre):.4g} (95% interval {float(summary.low):.4g} to "
-            f"{float(summary.high):.4g}), {centre} of {_seeds(seeds)}; chosen on these seeds, so "
-            f"judge it on others{_caveat(plan)}"
+            f"{float(summary.high):.4g}), {centre} of {words.counted(seeds, 'seed')}; "
+            f"chosen on these seeds, so judge it on others{_caveat(plan)}"
         )
     print(f"{store.path}: {', '.join(sorted(x.name for x in store.path.iterdir()))}", flush=True)
 
@@ -80,13 +81,9 @@ def best(plan: Plan, found: xr.Dataset) -> tuple[Any, Any]:
 
 def _caveat(plan: Plan) -> str:
     """Scores at other values of the environment's parameters are scores of other tasks."""
-    theirs = [x for x in map(axes.name_of, plan.sweep.axes) if x.startswith(axes.ENV_PARAMS)]
+    theirs = [x for x in map(axes.name_of, plan.sweep.axes) if x.startswith(ENV_PARAMS)]
     return f"; {', '.join(theirs)} belongs to the task, and this is the easiest" if theirs else ""
 
 
 def _flat(plan: Plan, values: xr.DataArray) -> np.ndarray:
     return values.values.reshape(len(plan.configurations), plan.sweep.base.seeds)
-
-
-def _seeds(num: int) -> str:
-    return "1 seed" if num == 1 else f"{num} seeds"

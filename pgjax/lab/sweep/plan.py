@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from pgjax.lab import config as configs
-from pgjax.lab import experiment, machine
+from pgjax.lab import experiment, machine, parallel
 from pgjax.lab.config import Config
 from pgjax.lab.sweep import axes, chunk, design
 from pgjax.lab.sweep import program as programs
@@ -58,7 +58,7 @@ class Plan(NamedTuple):
             runs = [run for run in group.runs if run not in finished]
             for start in range(0, len(runs), program.width):
                 part = runs[start : start + program.width]
-                block = experiment.block(group.config) or 1
+                block = parallel.block(group.config) or 1
                 chunks.append(Chunk(index, dealt(part, block, len(program.devices))))
         return chunks
 

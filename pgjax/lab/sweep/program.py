@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
-from pgjax.lab import experiment, machine
-from pgjax.lab.config import Config
+from pgjax.lab import experiment, machine, parallel
+from pgjax.lab.config import ENV_PARAMS, Config
 from pgjax.lab.experiment import Experiment
 
 
@@ -25,12 +25,12 @@ class Program(NamedTuple):
     @property
     def experiment(self) -> Experiment:
         """Of all the runs, on arrays that lie on the devices as `sharding` says."""
-        return experiment.over_devices(self.over_runs, self.devices)
+        return parallel.over_devices(self.over_runs, self.devices)
 
     @property
     def sharding(self) -> NamedSharding:
         """How arrays lie on the devices."""
-        return experiment.sharding(self.devices)
+        return parallel.sharding(self.devices)
 
 
 def key(config: Config) -> Hashable:
@@ -38,8 +38,8 @@ def key(config: Config) -> Hashable:
     numbers = experiment.numbers(config)
     content: dict[str, Any] = asdict(config) | {"seed": 0, "seeds": 1}
     for name in numbers:
-        if name.startswith(experiment.ENV_PARAMS):
-            content["env_params"][name.removeprefix(experiment.ENV_PARAMS)] = "a number"
+        if name.startswith(ENV_PARAMS):
+            content["env_params"][name.removeprefix(ENV_PARAMS)] = "a number"
         else:
             content[name] = "a number"
     return json.dumps(content, sort_keys=True)
@@ -68,7 +68,7 @@ def fit(
       ValueError: not even one run a device fits.
     """
     devices = tuple(devices[: min(num_runs, at_once or num_runs)])
-    over = experiment.over_runs(experiment.build(config), experiment.block(config))
+    over = parallel.over_runs(experiment.build(config), parallel.block(config))
     # Where nothing asks for less, a device may stand in for a run that is missing.
     most = at_once if at_once and at_once < num_runs else _rounded_up(num_runs, len(devices))
     width = _even(num_runs, most, len(devices))

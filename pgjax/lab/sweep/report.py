@@ -237,7 +237,9 @@ def _befallen(rankings: Sequence[Ranking]) -> list[str]:
 
 def _named(ranking: Ranking, kind: str) -> Iterator[str]:
     finished = scores.flags(ranking, "finished") == 1
-    pruned = scores.flags(ranking, "pruned") == 1 if "pruned" in ranking.data else ~finished & False
+    pruned = np.zeros_like(finished)
+    if "pruned" in ranking.data:
+        pruned = scores.flags(ranking, "pruned") == 1
     which = {
         "diverged": scores.flags(ranking, "diverged") == 1,
         "pruned": pruned,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from pgjax.lab import config as configs
 from pgjax.lab import directory, interrupts, loggers, machine
 from pgjax.lab.sweep import axes, design, outcome
 from pgjax.lab.sweep import chunk as chunks
@@ -81,7 +82,7 @@ def find(path: str | Path) -> tuple[Store, Sweep]:
     found = Store(Path(path))
     if not found.sweep.is_file():
         raise ValueError(f"no sweep at {path}: there is no {found.sweep}")
-    return found, design.parse(design.load(found.sweep))
+    return found, design.parse(configs.read(found.sweep))
 
 
 def resume(path: str | Path, **limits: Any) -> Started:
@@ -183,7 +184,7 @@ def here(job: Job) -> bool:
 def logging_to(store: Store, plan: Plan) -> Iterator[Callable[[loggers.Rows], None]]:
     """The loggers of a sweep, with a series a run."""
     by = (*map(axes.name_of, plan.sweep.axes), "seed")
-    content = design.load(store.sweep)
+    content = configs.read(store.sweep)
     path, names = store.path, plan.sweep.base.loggers
     with loggers.opened(names, path, path.name, content, by=by) as log:
         yield log

@@ -8,6 +8,7 @@ import yaml
 from scipy import stats
 from scipy.stats import qmc
 
+from pgjax.lab import config as configs
 from pgjax.lab.config import Config
 from pgjax.lab.sweep import design
 from pgjax.lab.sweep.axes import Range
@@ -147,7 +148,7 @@ def test_what_is_written_later_about_lambda_holds_under_either_name():
 def test_a_file_that_is_no_mapping_is_refused(text, tmp_path):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(ValueError, match="mine.yaml"):
-        design.load(tmp_path / "mine.yaml")
+        configs.read(tmp_path / "mine.yaml")
 
 
 def test_the_last_axis_of_a_grid_is_the_fastest():

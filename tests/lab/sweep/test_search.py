@@ -25,6 +25,8 @@ from pgjax.lab.sweep.axes import Range
 from pgjax.lab.sweep.run import Store
 from pgjax.lab.sweep.settings import Sweep
 
+from ..killing import KilledError, kill_at
+
 RATE, DISCOUNT = Range(0.01, 1.0, "log"), Range(0.9, 1.0)
 TRIALS, BATCH, UPDATES = 5, 2, 6
 
@@ -90,26 +92,6 @@ def assert_as_in_a_grid(folder, sweep, found):
             assert kept.all() or own["pruned"].values.all()
             theirs = expected[name].isel(same).values
             np.testing.assert_allclose(values[kept], theirs[kept], rtol=1e-6, err_msg=name)
-
-
-class KilledError(Exception):
-    """Stands for kill -9: nothing that follows is run."""
-
-
-def kill_at(monkeypatch, module, name, call, before=False):
-    """Stops everything after the call of that number to `module.name`, or before it."""
-    original, calls = getattr(module, name), []
-
-    def killing(*args, **kwargs):
-        calls.append(name)
-        if before and len(calls) == call:
-            raise KilledError
-        result = original(*args, **kwargs)
-        if len(calls) == call:
-            raise KilledError
-        return result
-
-    monkeypatch.setattr(module, name, killing)
 
 
 @pytest.fixture(scope="module")

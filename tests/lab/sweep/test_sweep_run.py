@@ -16,10 +16,13 @@ import pytest
 import xarray as xr
 
 from pgjax.lab import advance, checkpoints, directory, records
+from pgjax.lab import config as configs
 from pgjax.lab.config import Config
 from pgjax.lab.sweep import chunk as chunks
 from pgjax.lab.sweep import dataset, design, outcome, run
 from pgjax.lab.sweep.settings import Sweep
+
+from ..killing import KilledError, kill_at
 
 NUM_CHUNKS = 3  # of two runs each, in the undisturbed sweep
 
@@ -53,26 +56,6 @@ def carried(monkeypatch):
 
     monkeypatch.setattr(chunks, "carry_out", carry_out)
     return found
-
-
-class KilledError(Exception):
-    """Stands for kill -9: nothing that follows is run."""
-
-
-def kill_at(monkeypatch, module, name, call, before=False):
-    """Stops everything after the call of that number to `module.name`, or before it."""
-    original, calls = getattr(module, name), []
-
-    def killing(*args, **kwargs):
-        calls.append(name)
-        if before and len(calls) == call:
-            raise KilledError
-        result = original(*args, **kwargs)
-        if len(calls) == call:
-            raise KilledError
-        return result
-
-    monkeypatch.setattr(module, name, killing)
 
 
 def test_a_sweep_leaves_what_it_says(undisturbed):
@@ -283,7 +266,7 @@ def test_a_process_killed_once_ends_as_if_never_killed(tmp_path, begin):
     assert not store.dataset.exists() or not dataset.load(store.path)["finished"].all()
     assert run.follow(run.resume(store.path)) is None
     file, straight = written(tmp_path, "straight", num_updates=60)
-    run.follow(begin(design.parse(design.load(file)), at_once=3))
+    run.follow(begin(design.parse(configs.read(file)), at_once=3))
     assert_same(store.path, dataset.load(straight.path))
 
 
