@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pgjax import backends
+
 
 @jax.custom_batching.custom_vmap
 def any_of_all(x: jax.Array) -> jax.Array:
@@ -62,7 +64,7 @@ def _in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @apply.def_vmap
     def _(axis_size, in_batched, *arrays):
-        if jax.default_backend() != "cpu":
+        if not backends.current().in_turn:
             axes = [0 if batched else None for batched in in_batched]
             out = jax.vmap(function, axes, axis_size=axis_size)(*arrays)
             return out, jax.tree.map(lambda _: True, out)
@@ -81,6 +83,52 @@ def _in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
         return out, jax.tree.map(lambda _: True, out)
 
     return apply
+
+
+def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`(condition, otherwise, *args) -> function(*args)` where a condition holds, else `otherwise`.
+
+    For work that few of many vmapped calls need: on a CPU only those do it, some at a time;
+    elsewhere all do it side by side, and it is chosen from. What `function` closes over must not be
+    vmapped.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def apply(condition, otherwise, args):
+        return _choose(condition, function(*args), otherwise)
+
+    @apply.def_vmap
+    def _(axis_size, in_batched, condition, otherwise, args):
+        batched, old_batched, args_batched = in_batched
+        fill = lambda x, has: x if has else jnp.broadcast_to(x, (axis_size, *x.shape))
+        otherwise = jax.tree.map(fill, otherwise, old_batched)
+        condition = fill(condition, batched)
+        axes = jax.tree.map(lambda has: 0 if has else None, args_batched)
+        many = jax.vmap(lambda args: function(*args), (axes,))
+        everything = jax.tree.map(lambda _: True, otherwise)
+        at_once = backends.current().seldom
+        if at_once is None or axis_size <= at_once:
+            return jax.vmap(_choose)(condition, many(args), otherwise), everything
+
+        def go_on(loop):
+            return any_of_all(loop[0])
+
+        def some(loop):
+            left, out = loop
+            (index,) = jnp.nonzero(left, size=at_once, fill_value=axis_size)
+            own = jax.tree.map(lambda x, has: x[index] if has else x, args, args_batched)
+            put = lambda x, new: x.at[index].set(new.astype(x.dtype), mode="drop")
+            return left.at[index].set(False, mode="drop"), jax.tree.map(put, out, many(own))
+
+        return jax.lax.while_loop(go_on, some, (condition, otherwise))[1], everything
+
+    return lambda condition, otherwise, *args: apply(condition, otherwise, args)
+
+
+def _choose(condition: jax.Array, new: Any, old: Any) -> Any:
+    """New leaves where a flag is set, else old ones, in the dtypes of the old."""
+    pick = lambda new, old: jnp.where(condition, jnp.asarray(new).astype(old.dtype), old)
+    return jax.tree.map(pick, new, old)
 
 
 def vmap_in_blocks(function: Callable[..., Any], size: int | None) -> Callable[..., Any]:

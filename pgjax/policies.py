@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from gymnax.environments import spaces
 
-from pgjax import checks, distributions, heads
+from pgjax import backends, checks, distributions, heads
 from pgjax.distributions import Distribution
 from pgjax.heads import Head
 
@@ -37,7 +37,7 @@ class ValueFunction(NamedTuple):
 
 
 class Network(nn.Module):
-    """Multilayer perceptron; without hidden layers, a linear map.
+    """Multilayer perceptron of the last axis; without hidden layers, a linear map.
 
     Hidden weights are scaled normals, never orthogonal: their QR factorisation, vmapped over
     seeds, can deadlock jaxlib's CPU thread pool.
@@ -55,14 +55,44 @@ class Network(nn.Module):
         dtype = jnp.result_type(float)
         for width in self.hidden:
             kernel = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
-            x = self.activation(nn.Dense(width, kernel_init=kernel, param_dtype=dtype)(x))
+            x = self.activation(self._dense(width, kernel)(x))
         kernel = nn.initializers.variance_scaling(self.output_scale**2, "fan_in", "normal")
-        x = nn.Dense(self.num_outputs, kernel_init=kernel, param_dtype=dtype)(x)
+        x = self._dense(self.num_outputs, kernel)(x)
         if not self.num_free:
             return x
         start = nn.initializers.constant(self.free_value)
         free = self.param("free", start, (self.num_free,), dtype)
-        return jnp.concatenate([x, free])
+        return jnp.concatenate([x, jnp.broadcast_to(free, (*x.shape[:-1], self.num_free))], axis=-1)
+
+    def _dense(self, width, kernel):
+        dtype = jnp.result_type(float)
+        return nn.Dense(width, kernel_init=kernel, param_dtype=dtype, dot_general=_dot_general)
+
+
+def _dot_general(x, kernel, dimension_numbers, **options):
+    """What a dense layer multiplies by: `[F]` or `[B, F]` times `[F, H]`."""
+    return matmul(x, kernel)
+
+
+@jax.custom_jvp
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x @ kernel`, whose gradient with respect to the kernel is fast on a CPU.
+
+    That gradient sums over rows, `x.T @ y`. Left to itself, XLA folds the transpose into a product
+    over leading axes, for which its CPU backend has slow code, slowest where there are few columns:
+    a copy of the transpose costs less.
+    """
+    return x @ kernel
+
+
+@matmul.defjvp
+def _(primals, tangents):
+    (x, kernel), (x_dot, kernel_dot) = primals, tangents
+    columns = jax.lax.optimization_barrier(x.T) if backends.current().copy_transposes else x.T
+    over_features = (((0,), (0,)), ((), ()))
+    return matmul(x, kernel), x_dot @ kernel + jax.lax.dot_general(
+        columns, kernel_dot, over_features
+    )
 
 
 ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "silu": nn.silu, "gelu": nn.gelu}
@@ -138,10 +168,16 @@ def mlp(
       ValueError: an unknown activation or a width below one.
     """
     network = _network(hidden, activation, head.num_outputs, head.num_free, free_value)
-    return memoryless(
+
+    def unroll(params, carry, obs, boundary):
+        outputs = network.apply(params, jax.vmap(features)(obs))
+        return jax.vmap(head.distribution)(outputs)
+
+    one = memoryless(
         init=lambda key, obs: network.init(key, features(obs)),
         apply=lambda params, obs: head.distribution(network.apply(params, features(obs))),
     )
+    return one._replace(unroll=unroll)
 
 
 def linear(

@@ -56,32 +56,32 @@ def visit(
     """
     checks.at_least("num_episodes", num_episodes, 1)
     check_memoryless(policy)
-    reset_key, step_key, keep_key = jax.random.split(key, 3)
-    advance = _advance(step_key, env, env_params, policy, params)
-    reset_keys = jax.random.split(reset_key, num_episodes)
-    obs, state = jax.vmap(env.reset_env, (0, None))(reset_keys, env_params)
-    live = jnp.ones(num_episodes, bool)
-    start = Visits(
-        state, obs, jnp.zeros(num_episodes, jnp.int32), jnp.zeros_like(weights, shape=live.shape)
-    )
 
-    def go_on(loop):
-        time, _, live, _ = loop
-        return (time < len(weights)) & batching.any_of_all(live)
+    def one(key):
+        reset_key, step_key, keep_key = jax.random.split(key, 3)
+        advance = _advance(step_key, env, env_params, policy, params)
+        obs, state = env.reset_env(reset_key, env_params)
+        start = Visits(state, obs, jnp.int32(0), jnp.zeros((), weights.dtype))
 
-    def step(loop):
-        time, (state, obs), live, kept = loop
-        total = kept.weight + jnp.where(live, weights[time], 0)
-        chance = jax.random.uniform(jax.random.fold_in(keep_key, time), live.shape, total.dtype)
-        take = live & (chance * total < weights[time])
-        now = Visits(state, obs, jnp.full_like(kept.time, time), total)
-        kept = rollout.keep(now, kept, take)._replace(weight=total)
-        state, obs, record = advance(time, state, obs, live)
-        live &= ~(record.terminated | record.truncated)
-        return time + 1, (state, obs), live, kept
+        def go_on(loop):
+            time, _, live, _ = loop
+            return (time < len(weights)) & batching.any_of_all(live)
 
-    *_, kept = jax.lax.while_loop(go_on, step, (jnp.int32(0), (state, obs), live, start))
-    return kept
+        def step(loop):
+            time, (state, obs), live, kept = loop
+            total = kept.weight + jnp.where(live, weights[time], 0)
+            chance = jax.random.uniform(jax.random.fold_in(keep_key, time), (), total.dtype)
+            take = live & (chance * total < weights[time])
+            kept = rollout.keep(Visits(state, obs, time, total), kept, take)._replace(weight=total)
+            state, obs, record = advance(time, state, obs, live)
+            live &= ~(record.terminated | record.truncated)
+            return time + 1, (state, obs), live, kept
+
+        loop = (jnp.int32(0), (state, obs), jnp.bool_(True), start)
+        *_, kept = jax.lax.while_loop(go_on, step, loop)
+        return kept
+
+    return jax.vmap(one)(jax.random.split(key, num_episodes))
 
 
 def continuations(
@@ -114,25 +114,28 @@ def continuations(
     Returns:
       `[N]` returns.
     """
-    advance = _advance(key, env, env_params, policy, params)
 
-    def go_on(loop):
-        *_, live, _ = loop
-        return batching.any_of_all(live)
+    def one(key, visit, action):
+        advance = _advance(key, env, env_params, policy, params)
 
-    def step(loop):
-        elapsed, state, obs, live, total = loop
-        state, obs, record = advance(elapsed, state, obs, live, action)
-        gain = jnp.asarray(discount, total.dtype) ** elapsed * record.reward
-        total += jnp.where(live, gain, 0)
-        live &= ~(record.terminated | record.truncated)
-        live &= visits.time + elapsed + 1 < horizon
-        return elapsed + 1, state, obs, live, total
+        def go_on(loop):
+            *_, live, _ = loop
+            return batching.any_of_all(live)
 
-    live = visits.time < horizon
-    blank = jnp.zeros(live.shape, jnp.result_type(float))
-    start = (jnp.int32(0), visits.state, visits.obs, live, blank)
-    return jax.lax.while_loop(go_on, step, start)[-1]
+        def step(loop):
+            elapsed, state, obs, live, total = loop
+            state, obs, record = advance(elapsed, state, obs, live, action)
+            gain = jnp.asarray(discount, total.dtype) ** elapsed * record.reward
+            total += jnp.where(live, gain, 0)
+            live &= ~(record.terminated | record.truncated)
+            live &= visit.time + elapsed + 1 < horizon
+            return elapsed + 1, state, obs, live, total
+
+        blank = jnp.zeros((), jnp.result_type(float))
+        start = (jnp.int32(0), visit.state, visit.obs, visit.time < horizon, blank)
+        return jax.lax.while_loop(go_on, step, start)[-1]
+
+    return jax.vmap(one)(jax.random.split(key, len(visits.time)), visits, action)
 
 
 def check_memoryless(policy: Policy) -> None:
@@ -142,12 +145,12 @@ def check_memoryless(policy: Policy) -> None:
 
 
 def _advance(key, env, env_params, policy, params):
-    """A step of live rows; the others stay. The first action may be given."""
+    """A step of a live row; one that has ended stays. The first action may be given."""
     action_key, env_key = jax.random.split(key)
-    step_rows = rollout.rows_step(action_key, env_key, env, env_params, policy, params)
+    step_row = rollout.row_step(action_key, env_key, env, env_params, policy, params)
 
     def advance(time, state, obs, live, first_action=None):
-        next_state, next_obs, _, record = step_rows(time, state, obs, (), first_action)
+        next_state, next_obs, _, record = step_row(time, state, obs, (), first_action)
         state, obs = rollout.keep((next_state, next_obs), (state, obs), live)
         return state, obs, record
 

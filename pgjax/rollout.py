@@ -1,11 +1,13 @@
 """Many rows of a policy in an environment: whole episodes, or windows of rows that persist."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from pgjax import batching, checks
+from pgjax import backends, batching, checks, sharding
 from pgjax.environments import to_action
 from pgjax.policies import Params, Policy
 
@@ -44,11 +46,13 @@ def episodes(
     *,
     num_episodes: int,
     horizon: int,
+    mesh: Mesh | None = None,
 ) -> Trajectory:
     """Independent episodes from the start, at most `horizon` steps each.
 
     An ended row keeps its last state and observation; stepping stops once every row has ended,
-    so that the cost follows the longest episode of the batch, not the horizon.
+    so that the cost follows the longest episode, not the horizon. Each row has a key of its own,
+    and is what it is whatever is beside it.
 
     Args:
       key: typed PRNG key.
@@ -58,33 +62,42 @@ def episodes(
       params: the policy's parameters.
       num_episodes: rows, N.
       horizon: steps a row, T; a row cut there is truncated.
+      mesh: devices that the rows are shared out over (`sharding.mesh`); None for one.
 
     Returns:
       A `Trajectory` of `[N, T, ...]`, zero wherever `mask` is zero.
 
     Raises:
-      ValueError: `num_episodes` or `horizon` below one.
+      ValueError: `num_episodes` or `horizon` below one, or rows that do not fit the mesh.
     """
     checks.at_least("num_episodes", num_episodes, 1)
     checks.at_least("horizon", horizon, 1)
-    reset_key, action_key, env_key = jax.random.split(key, 3)
-    step_rows = rows_step(action_key, env_key, env, env_params, policy, params)
+    sharding.check("num_episodes", num_episodes, mesh)
 
-    def step(carry, time):
-        state, obs, policy_state, live = carry
-        next_state, next_obs, policy_state, record = step_rows(time, state, obs, policy_state)
-        window_ends = (time == horizon - 1) & ~record.terminated
-        record = record._replace(truncated=record.truncated | window_ends)
-        ended = record.terminated | record.truncated
-        record = keep(record, jax.tree.map(jnp.zeros_like, record), live)
-        state, obs = keep((next_state, next_obs), (state, obs), live)
-        return (state, obs, policy_state, live & ~ended), record
+    def episode(params, key):
+        reset_key, action_key, env_key = jax.random.split(key, 3)
+        step_row = row_step(action_key, env_key, env, env_params, policy, params)
 
-    obs, state = _reset(reset_key, env, env_params, num_episodes)
-    policy_state = _repeat(policy.initial_state(), num_episodes)
-    carry = (state, obs, policy_state, jnp.ones(num_episodes, bool))
-    (_, final_obs, _, _), records = _scan_while_live(step, carry, horizon)
-    return records._replace(final_obs=final_obs)
+        def step(carry, time):
+            state, obs, policy_state, live = carry
+            next_state, next_obs, policy_state, record = step_row(time, state, obs, policy_state)
+            window_ends = (time == horizon - 1) & ~record.terminated
+            record = record._replace(truncated=record.truncated | window_ends)
+            ended = record.terminated | record.truncated
+            record = keep(record, jax.tree.map(jnp.zeros_like, record), live)
+            state, obs = keep((next_state, next_obs), (state, obs), live)
+            return (state, obs, policy_state, live & ~ended), record
+
+        obs, state = env.reset_env(reset_key, env_params)
+        carry = (state, obs, policy.initial_state(), jnp.bool_(True))
+        (_, final_obs, _, _), records = _scan_while_live(step, carry, horizon)
+        return records._replace(final_obs=final_obs)
+
+    def play(params, keys):
+        one = functools.partial(episode, params)
+        return batching.vmap_in_blocks(one, backends.current().rows)(keys)
+
+    return sharding.over_rows(play, mesh)(params, jax.random.split(key, num_episodes))
 
 
 def start(key: jax.Array, env: Any, env_params: Any, policy: Policy, *, num_rows: int) -> Rows:
@@ -94,9 +107,12 @@ def start(key: jax.Array, env: Any, env_params: Any, policy: Policy, *, num_rows
       ValueError: `num_rows` below one.
     """
     checks.at_least("num_rows", num_rows, 1)
-    obs, state = _reset(key, env, env_params, num_rows)
-    policy_state = _repeat(policy.initial_state(), num_rows)
-    rows = Rows(state, obs, policy_state, jnp.zeros(num_rows, jnp.int32), jnp.int32(0))
+
+    def begin(key):
+        obs, state = env.reset_env(key, env_params)
+        return state, obs, policy.initial_state(), jnp.int32(0)
+
+    rows = Rows(*jax.vmap(begin)(jax.random.split(key, num_rows)), time=jnp.int32(0))
     # Weak types would turn strong in the first window, and the second compile anew.
     return jax.tree.map(lambda x: x.astype(x.dtype), rows)
 
@@ -110,6 +126,7 @@ def segments(
     carry: Rows,
     *,
     horizon: int,
+    mesh: Mesh | None = None,
 ) -> tuple[Trajectory, Rows]:
     """The next window of rows that persist: where an episode ends, another begins.
 
@@ -127,82 +144,79 @@ def segments(
       params: the policy's parameters.
       carry: from `start`, or from the window before.
       horizon: steps a window, T.
+      mesh: devices that the rows are shared out over (`sharding.mesh`); None for one.
 
     Returns:
       A `Trajectory` of `[N, T, ...]` that is live throughout, whose `final_obs [N, T, *O]` are the
       true next observations, before any reset; and the rows after it.
 
     Raises:
-      ValueError: `horizon` below one.
+      ValueError: `horizon` below one, or rows that do not fit the mesh.
     """
     checks.at_least("horizon", horizon, 1)
-    num_rows = len(carry.elapsed)
-    reset_key, action_key, env_key = jax.random.split(key, 3)
-    step_rows = rows_step(action_key, env_key, env, env_params, policy, params)
-    fresh_policy_state = _repeat(policy.initial_state(), num_rows)
+    sharding.check("num_rows", len(carry.elapsed), mesh)
 
-    def step(rows, _):
-        *following, record = step_rows(rows.time, rows.state, rows.obs, rows.policy_state)
-        obs, state = _reset(jax.random.fold_in(reset_key, rows.time), env, env_params, num_rows)
-        goes_on = ~(record.terminated | record.truncated)
-        state, obs, policy_state = keep(following, [state, obs, fresh_policy_state], goes_on)
-        elapsed = jnp.where(goes_on, rows.elapsed + 1, 0)
-        record = record._replace(final_obs=following[1].astype(obs.dtype))
-        return Rows(state, obs, policy_state, elapsed, rows.time + 1), record
+    @batching.seldom
+    def begin_if(key, env_params):
+        obs, state = env.reset_env(key, env_params)
+        return state, obs, policy.initial_state()
 
-    rows, records = jax.lax.scan(step, carry, length=horizon)
-    trajectory = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), records)
+    def window(params, times, key, *row):
+        reset_key, action_key, env_key = jax.random.split(key, 3)
+        step_row = row_step(action_key, env_key, env, env_params, policy, params)
+
+        def step(row, time):
+            state, obs, policy_state, elapsed = row
+            *following, record = step_row(time, state, obs, policy_state)
+            record = record._replace(final_obs=following[1].astype(obs.dtype))
+            ends = record.terminated | record.truncated
+            key = jax.random.fold_in(reset_key, time)
+            state, obs, policy_state = begin_if(ends, tuple(following), key, env_params)
+            return (state, obs, policy_state, jnp.where(ends, 0, elapsed + 1)), record
+
+        return jax.lax.scan(step, row, times)
+
+    def play(whole, keys, *rows):
+        one = functools.partial(window, *whole)
+        return batching.vmap_in_blocks(one, backends.current().rows)(keys, *rows)
+
+    keys = jax.random.split(key, len(carry.elapsed))
+    times = carry.time + jnp.arange(horizon)
+    *rows, time = carry
+    rows, trajectory = sharding.over_rows(play, mesh)((params, times), keys, *rows)
     last_cut = trajectory.truncated[:, -1] | ~trajectory.terminated[:, -1]
-    return trajectory._replace(truncated=trajectory.truncated.at[:, -1].set(last_cut)), rows
+    trajectory = trajectory._replace(truncated=trajectory.truncated.at[:, -1].set(last_cut))
+    return trajectory, Rows(*rows, time=time + horizon)
 
 
-def _reset(key, env, env_params, num_rows):
-    return jax.vmap(env.reset_env, (0, None))(jax.random.split(key, num_rows), env_params)
+def row_step(action_key, env_key, env, env_params, policy, params):
+    """One step of one row, with noise that depends on its keys and the time and nothing else.
 
-
-def rows_step(action_key, env_key, env, env_params, policy, params):
-    """One step of all rows, with noise that depends on the time and nothing else.
-
-    Returns:
+    The environment is not reset. Returns:
       `(time, state, obs, policy_state, first_action=None) -> (state, obs, policy_state, record)`;
       `first_action`, if given, is taken at time zero.
     """
-    step_row = jax.vmap(_row_step(env, env_params))
-    act = jax.vmap(policy.step, (None, 0, 0))
+    space = env.action_space(env_params)
 
     def step(time, state, obs, policy_state, first_action=None):
-        policy_state, distribution = act(params, policy_state, obs)
+        policy_state, distribution = policy.step(params, policy_state, obs)
         action = distribution.sample(jax.random.fold_in(action_key, time))
         if first_action is not None:
             action = jnp.where(time == 0, first_action, action)
-        env_keys = jax.random.split(jax.random.fold_in(env_key, time), len(obs))
-        next_obs, next_state, reward, terminated, truncated = step_row(
-            env_keys, state, distribution, action
+        taken = to_action(space, distribution, action)
+        next_obs, next_state, reward, terminated, _ = env.step_env(
+            jax.random.fold_in(env_key, time), state, taken, env_params
         )
         record = Trajectory(
             obs=obs,
             action=action,
             log_prob=distribution.log_prob(action),
-            reward=reward,
-            terminated=terminated,
-            truncated=truncated,
-            mask=jnp.ones_like(reward),
+            reward=jnp.asarray(reward, jnp.result_type(float)),
+            terminated=jnp.asarray(terminated, bool),
+            truncated=jnp.asarray(env.is_truncated(next_state, env_params), bool),
+            mask=jnp.ones((), jnp.result_type(float)),
         )
         return next_state, next_obs, policy_state, record
-
-    return step
-
-
-def _row_step(env, env_params):
-    """One environment step of one row, without gymnax's automatic reset."""
-    space = env.action_space(env_params)
-
-    def step(key, state, distribution, sample):
-        action = to_action(space, distribution, sample)
-        obs, state, reward, terminated, _ = env.step_env(key, state, action, env_params)
-        truncated = env.is_truncated(state, env_params)
-        reward = jnp.asarray(reward, jnp.result_type(float))
-        return obs, state, reward, jnp.asarray(terminated, bool), jnp.asarray(truncated, bool)
 
     return step
 
@@ -210,12 +224,12 @@ def _row_step(env, env_params):
 def _scan_while_live(step, carry, horizon):
     """`scan` of `step` over at most `horizon` steps, in blocks, until no row is live.
 
-    The last entry of the carry is `live [N]`. Steps never taken are zeros; records `[N, T, ...]`.
+    The last entry of the carry is `live`. Steps never taken are zeros.
     """
     num_blocks = -(-horizon // STEPS_BETWEEN_LOOKS)
     block = -(-horizon // num_blocks)
     shapes = jax.eval_shape(step, carry, jnp.int32(0))
-    carry = jax.tree.map(lambda x, like: x.astype(like.dtype), carry, shapes[0])
+    carry = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), carry, shapes[0])
     blank = jax.tree.map(lambda x: jnp.zeros((num_blocks, block, *x.shape), x.dtype), shapes[1])
 
     def go_on(loop):
@@ -225,31 +239,14 @@ def _scan_while_live(step, carry, horizon):
     def run_block(loop):
         index, carry, records = loop
         carry, new = jax.lax.scan(step, carry, index * block + jnp.arange(block))
-        records = jax.tree.map(
-            lambda buffer, x: jax.lax.dynamic_update_index_in_dim(buffer, x, index, 0),
-            records,
-            new,
-        )
-        return index + 1, carry, records
+        store = lambda buffer, x: jax.lax.dynamic_update_index_in_dim(buffer, x, index, 0)
+        return index + 1, carry, jax.tree.map(store, records, new)
 
     _, carry, records = jax.lax.while_loop(go_on, run_block, (jnp.int32(0), carry, blank))
-    return carry, jax.tree.map(lambda x: _rows_first(x, horizon), records)
+    in_one = lambda x: x.reshape(num_blocks * block, *x.shape[2:])[:horizon]
+    return carry, jax.tree.map(in_one, records)
 
 
-def _rows_first(x, horizon):
-    num_blocks, block, *shape = x.shape
-    return jnp.moveaxis(x.reshape(num_blocks * block, *shape)[:horizon], 1, 0)
-
-
-def keep(new, old, live):
-    """New leaves for live rows, old ones for the others, in the dtypes of the old."""
-
-    def choose(new, old):
-        keep = live.reshape(live.shape + (1,) * (old.ndim - 1))
-        return jnp.where(keep, jnp.asarray(new).astype(old.dtype), old)
-
-    return jax.tree.map(choose, new, old)
-
-
-def _repeat(tree, num):
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (num, *jnp.shape(x))), tree)
+def keep(new, old, where):
+    """New leaves where a flag is set, else old ones, in the dtypes of the old."""
+    return jax.tree.map(lambda n, o: jnp.where(where, jnp.asarray(n).astype(o.dtype), o), new, old)

@@ -12,7 +12,8 @@ ROOT = Path(pgjax.__file__).parent
 # From the ground up; a module imports from the layers below its own. What a name stands for may
 # be a module or a package. Modules that share a layer may use each other only as PEERS says.
 LAYERS = (
-    {"checks", "batching", "cost"},
+    {"backends", "checks", "cost"},
+    {"batching", "sharding"},
     {"score", "distributions", "returns", "baselines"},
     {"heads", "policies", "environments", "estimators"},
     {"rollout", "restarts"},

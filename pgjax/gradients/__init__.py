@@ -2,7 +2,6 @@
 
 from pgjax.gradients.all_action import all_action_gradient
 from pgjax.gradients.average_reward import average_reward_gradient, gpomdp
-from pgjax.gradients.chunks import CHUNK_SIZE
 from pgjax.gradients.natural import natural_gradient
 from pgjax.gradients.norms import squared_norms
 from pgjax.gradients.policy import policy_gradient, trajectory_gradient
@@ -10,7 +9,6 @@ from pgjax.gradients.segments import segment_gradient
 from pgjax.gradients.value import make_steps, values
 
 __all__ = [
-    "CHUNK_SIZE",
     "all_action_gradient",
     "average_reward_gradient",
     "gpomdp",

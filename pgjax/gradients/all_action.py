@@ -11,9 +11,9 @@ from gymnax.environments import spaces
 from pgjax import checks, estimators, returns, rollout
 from pgjax.distributions import Distribution
 from pgjax.estimators import STATE_WEIGHTINGS, Hyper
-from pgjax.gradients.chunks import CHUNK_SIZE, evaluate, policy_samples
+from pgjax.gradients.chunks import evaluate, policy_samples
 from pgjax.gradients.policy import ascent, check_counts, entropy_bonus, episode_metrics, policy_part
-from pgjax.gradients.value import live_mean, regression, visits
+from pgjax.gradients.value import live_mean, live_share, regression, visits
 from pgjax.policies import Params, Policy, ValueFunction
 from pgjax.rollout import Trajectory
 from pgjax.score import GradientFn
@@ -33,7 +33,7 @@ def all_action_gradient(
     action_values: ActionValues | None = None,
     action_value_function: ValueFunction | None = None,
     state_weighting: str = "discounted",
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
 ) -> GradientFn:
     """All-action policy gradient of fresh episodes, as a `GradientFn`.
 
@@ -63,7 +63,7 @@ def all_action_gradient(
       action_values: `(policy_params, trajectory) -> [N, T, A]`.
       action_value_function: one whose `apply` gives the values `[A]` of all actions.
       state_weighting: `discounted` or `uniform`.
-      chunk_size: samples whose activations are held at a time.
+      chunk_size: samples whose activations are held at a time; None takes what suits the device.
 
     Returns:
       A `GradientFn`, with the metrics of `policy_gradient`.
@@ -103,7 +103,8 @@ def all_action_gradient(
         q, v = _learned_values(apply, params, policy, trajectory, num_actions, chunk_size)
         target = _lambda_return(trajectory, v[:, 1:], hyper)
         predict = lambda params, obs, action: apply(params, obs)[action]
-        value_gradient = regression(params["value"], trajectory, target, predict, chunk_size)
+        share = live_share(trajectory.mask)
+        value_gradient = regression(params["value"], trajectory, share, target, predict, chunk_size)
         taken = jnp.take_along_axis(q, trajectory.action[:, :, None], axis=2)[:, :, 0]
         metrics["value_loss"] = 0.5 * live_mean((taken - target) ** 2, trajectory.mask)
         return {"policy": ascend(own, trajectory, q), "value": value_gradient}, metrics

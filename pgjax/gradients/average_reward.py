@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from pgjax import baselines, checks, estimators, rollout
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.chunks import CHUNK_SIZE
 from pgjax.gradients.policy import both_parts, check_counts, check_estimator, policy_part
 from pgjax.gradients.value import live_mean
 from pgjax.policies import Policy, ValueFunction
@@ -34,7 +33,7 @@ def average_reward_gradient(
     value_function: ValueFunction | None = None,
     eta_step_size: float = 0.1,
     renewal: bool = False,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
 ) -> StatefulGradientFn:
     """Gradient of the average reward eta, from windows of persistent rows.
 
@@ -74,7 +73,7 @@ def average_reward_gradient(
       value_function: the differential value h.
       eta_step_size: of the running average.
       renewal: whether an end is a transition to the next start; for policies without memory.
-      chunk_size: samples whose activations are held at a time.
+      chunk_size: samples whose activations are held at a time; None takes what suits the device.
 
     Returns:
       A `StatefulGradientFn`. Metrics, over the window: mean `reward`, the `eta` subtracted,
@@ -118,7 +117,7 @@ def gpomdp(
     entropy_cost: float = 0.0,
     eta_step_size: float = 0.1,
     renewal: bool = False,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
 ) -> StatefulGradientFn:
     """GPOMDP(beta): the average reward's gradient by an eligibility trace, without any values.
 
@@ -142,7 +141,7 @@ def gpomdp(
       entropy_cost: weight of the entropy bonus.
       eta_step_size: of the running average.
       renewal: whether the trace goes on where an episode ends; otherwise it is cut there.
-      chunk_size: samples whose activations are held at a time.
+      chunk_size: samples whose activations are held at a time; None takes what suits the device.
 
     Returns:
       A `StatefulGradientFn`, with the metrics of `average_reward_gradient`.

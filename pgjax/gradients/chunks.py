@@ -6,13 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pgjax import batching
+from pgjax import backends, batching
 from pgjax.distributions import Distribution
 from pgjax.policies import Params, Policy
 from pgjax.rollout import Trajectory
-
-# Within 3% of the fastest on two CPU cores: benchmarks/results/chunk_size.json.
-CHUNK_SIZE = 4096
 
 
 class Chunks(NamedTuple):
@@ -33,10 +30,10 @@ class Samples(NamedTuple):
     extra: Any  # whatever else goes with each step
 
 
-def live_chunks(live: jax.Array, chunk_size: int) -> Chunks:
+def live_chunks(live: jax.Array, chunk_size: int | None) -> Chunks:
     """Cuts the live entries of a mask into chunks, so that cost follows what is live."""
     size = live.size
-    width = min(chunk_size, size)
+    width = min(resolve(chunk_size), size)
     num_chunks = -(-size // width)
     live = jnp.ravel(live) > 0
     padded = num_chunks * width
@@ -49,6 +46,11 @@ def live_chunks(live: jax.Array, chunk_size: int) -> Chunks:
     index = jnp.where(valid, index, index[0]).reshape(num_chunks, width)
     valid = valid.astype(jnp.result_type(float)).reshape(num_chunks, width)
     return Chunks(index, valid, num=batching.max_of_all(-(-count // width)))
+
+
+def resolve(chunk_size: int | None) -> int:
+    """Samples of a chunk; None takes what suits the device."""
+    return backends.current().chunk_size if chunk_size is None else chunk_size
 
 
 def accumulate(
@@ -83,7 +85,7 @@ def policy_samples(
     policy: Policy,
     trajectory: Trajectory,
     extra: Any,
-    chunk_size: int,
+    chunk_size: int | None,
     policy_state: Any = None,
 ) -> tuple[Samples, Chunks, Callable[[Params, Samples], Distribution]]:
     """Samples, their chunks, and the function from params and samples to distributions.
@@ -105,7 +107,7 @@ def policy_samples(
     if jax.tree.leaves(samples.policy_state):
         fill = lambda tree: jax.tree.map(lambda x: repeat_first(x, live), tree)
         samples = samples._replace(obs=fill(samples.obs), action=fill(samples.action))
-        chunks = live_chunks(live[:, 0], max(1, chunk_size // live.shape[1]))
+        chunks = live_chunks(live[:, 0], max(1, resolve(chunk_size) // live.shape[1]))
         unroll = jax.vmap(policy.unroll, (None, 0, 0, 0))
     else:
         samples = jax.tree.map(flatten, samples)

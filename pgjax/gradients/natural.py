@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from pgjax import checks, estimators, rollout
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.chunks import CHUNK_SIZE, accumulate, policy_samples
+from pgjax.gradients.chunks import accumulate, policy_samples
 from pgjax.gradients.policy import (
     both_parts,
     check_counts,
@@ -35,7 +35,7 @@ def natural_gradient(
     damping: float,
     num_iterations: int = 10,
     value_function: ValueFunction | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
 ) -> GradientFn:
     """Natural policy gradient of fresh episodes, as a `GradientFn`.
 
@@ -65,7 +65,7 @@ def natural_gradient(
         is large the result is g / damping.
       num_iterations: of conjugate gradients, each one Fisher-vector product over the batch.
       value_function: as in `policy_gradient`; its part of the gradient is not touched.
-      chunk_size: samples whose activations are held at a time.
+      chunk_size: samples whose activations are held at a time; None takes what suits the device.
 
     Returns:
       A `GradientFn`, with the metrics of `policy_gradient` and `residual`, the norm of
@@ -110,7 +110,11 @@ def natural_gradient(
 
 
 def fisher_product(
-    params: Params, trajectory: Trajectory, weight: jax.Array, policy: Policy, chunk_size: int
+    params: Params,
+    trajectory: Trajectory,
+    weight: jax.Array,
+    policy: Policy,
+    chunk_size: int | None,
 ) -> Callable[[Params], Params]:
     """The map x -> 1/N sum_i sum_t w_it s_it (s_it . x) for weights `[N, T]`."""
     samples, chunks, distributions = policy_samples(policy, trajectory, weight, chunk_size)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from pgjax import checks, estimators
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.chunks import CHUNK_SIZE, repeat_first
+from pgjax.gradients.chunks import repeat_first
 from pgjax.gradients.value import make_steps
 from pgjax.policies import Params, Policy
 from pgjax.rollout import Trajectory
@@ -25,7 +25,7 @@ def squared_norms(
     hyper: Hyper,
     value: jax.Array | None = None,
     next_value: jax.Array | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int = 4096,
 ) -> jax.Array:
     """|g_i|^2 of the gradient of each row, g_i = sum_t Psi_it grad log pi(a_it | s_it).
 

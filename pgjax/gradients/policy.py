@@ -5,15 +5,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from pgjax import batching, checks, estimators, rollout, score
+from pgjax import batching, checks, estimators, rollout, score, sharding
 from pgjax.distributions import Distribution
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.chunks import CHUNK_SIZE, accumulate, policy_samples
-from pgjax.gradients.value import live_mean, make_steps, regression, values, visits
+from pgjax.gradients.chunks import accumulate, policy_samples
+from pgjax.gradients.value import (
+    live_mean,
+    live_share,
+    make_steps,
+    regression,
+    values,
+    visits,
+)
 from pgjax.policies import Params, Policy, ValueFunction
 from pgjax.rollout import Trajectory
 from pgjax.score import GradientFn, Metrics
+from pgjax.sharding import over_rows
 
 
 def trajectory_gradient(
@@ -26,7 +35,7 @@ def trajectory_gradient(
     value: jax.Array | None = None,
     next_value: jax.Array | None = None,
     policy_state: Any = None,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
 ) -> Params:
     """The policy gradient of given trajectories.
 
@@ -45,7 +54,8 @@ def trajectory_gradient(
       next_value: `[N, T]` values of the true next observations; for bootstrapping forms.
       policy_state: `[N, ...]` carry of a policy with memory before the first step, of rows that
         did not start there (`Rows.policy_state`); by default the policy's initial state.
-      chunk_size: samples whose activations are held at a time. Only live samples are visited.
+      chunk_size: live samples whose activations are held at a time; None takes what suits the
+        device.
 
     Returns:
       A gradient shaped like `params`, uphill.
@@ -54,7 +64,7 @@ def trajectory_gradient(
       ValueError: values that the estimator needs and did not get, rates outside [0, 1], or too
         few rows.
     """
-    checks.at_least("chunk_size", chunk_size, 1)
+    check_counts(chunk_size=chunk_size)
     estimators.check_hyper(hyper)
     params, trajectory = jax.tree.map(jnp.asarray, (params, trajectory))
     steps = make_steps(estimator, trajectory, value, next_value)
@@ -73,7 +83,8 @@ def policy_gradient(
     num_episodes: int,
     horizon: int,
     value_function: ValueFunction | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
+    mesh: Mesh | None = None,
 ) -> GradientFn:
     """Policy gradient of fresh episodes, as a `GradientFn`.
 
@@ -91,7 +102,9 @@ def policy_gradient(
       num_episodes: rows a gradient, N.
       horizon: steps a row at most, T.
       value_function: for estimators that need values; with others it is fitted and not used.
-      chunk_size: samples whose activations are held at a time.
+      chunk_size: samples whose activations are held at a time; None takes what suits the device.
+      mesh: devices that the episodes are shared out over (`sharding.mesh`); None for one. Which
+        episodes there are does not depend on it.
 
     Returns:
       A `GradientFn`. Metrics, over the episodes: mean `return` and `discounted_return`, mean
@@ -99,10 +112,11 @@ def policy_gradient(
       (minus the mean log-probability of the actions taken) and `value_loss`.
 
     Raises:
-      ValueError: counts below one, rates outside [0, 1], too few episodes for the baseline, or
-        an estimator that needs a value function without one.
+      ValueError: counts below one, rates outside [0, 1], too few episodes for the baseline or not a
+        multiple of the devices, or an estimator that needs a value function without one.
     """
     check_counts(num_episodes=num_episodes, horizon=horizon, chunk_size=chunk_size)
+    sharding.check("num_episodes", num_episodes, mesh)
     check_estimator(estimator, hyper, value_function)
     estimators.check_rows(estimator, num_episodes)
 
@@ -115,9 +129,10 @@ def policy_gradient(
             policy_part(params, value_function),
             num_episodes=num_episodes,
             horizon=horizon,
+            mesh=mesh,
         )
         gradient, metrics = both_parts(
-            params, trajectory, policy, estimator, hyper, value_function, chunk_size
+            params, trajectory, policy, estimator, hyper, value_function, chunk_size, mesh=mesh
         )
         own = batching.one_at_a_time(episode_metrics)(trajectory, hyper)
         return gradient, own | metrics
@@ -137,25 +152,43 @@ def both_parts(
     estimator: Estimator,
     hyper: Hyper,
     value_function: ValueFunction | None,
-    chunk_size: int,
+    chunk_size: int | None,
     policy_state: Any = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Params, Metrics]:
-    """Gradient of given trajectories, with the value's part and loss where there is one."""
+    """Gradient of given trajectories, with the value's part and loss where there is one.
+
+    Weights are made of the whole batch; what goes through a network, of each device's own rows.
+    """
+
+    def value_row(params, trajectory):
+        assert value_function is not None
+        return values(value_function, params, trajectory, chunk_size)
+
+    def ascend(params, trajectory, weight, bonus, policy_state):
+        return ascent(params, trajectory, weight, bonus, policy, chunk_size, policy_state)
+
+    def regress(params, trajectory, weight, target):
+        assert value_function is not None
+        apply = value_function.apply
+        predict = lambda params, obs, action: apply(params, obs)
+        return regression(params, trajectory, weight, target, predict, chunk_size)
 
     def parts(params, trajectory, hyper, policy_state):
         value = next_value = None
         if value_function is not None:
-            value, next_value = values(value_function, params["value"], trajectory, chunk_size)
+            value, next_value = over_rows(value_row, mesh)(params["value"], trajectory)
         steps = make_steps(estimator, trajectory, value, next_value)
         weight = estimators.psi(estimator, steps, hyper)
         bonus = entropy_bonus(estimator.state_weighting, trajectory, hyper)
         own = policy_part(params, value_function)
-        gradient = ascent(own, trajectory, weight, bonus, policy, chunk_size, policy_state)
+        uphill = over_rows(ascend, mesh, mean=True)
+        gradient = uphill(own, trajectory, weight, bonus, policy_state)
         if value_function is None:
             return gradient, {}
-        target, apply = estimators.value_target(estimator, steps, hyper), value_function.apply
-        predict = lambda params, obs, action: apply(params, obs)
-        value_gradient = regression(params["value"], trajectory, target, predict, chunk_size)
+        target = estimators.value_target(estimator, steps, hyper)
+        share, downhill = live_share(trajectory.mask), over_rows(regress, mesh, mean=True)
+        value_gradient = downhill(params["value"], trajectory, share, target)
         value_loss = 0.5 * live_mean((steps.value - target) ** 2, trajectory.mask)
         return {"policy": gradient, "value": value_gradient}, {"value_loss": value_loss}
 
@@ -173,7 +206,7 @@ def ascent(
     weight: jax.Array,
     bonus: jax.Array | None,
     policy: Policy,
-    chunk_size: int,
+    chunk_size: int | None,
     policy_state: Any = None,
     scored: Callable[[Distribution, jax.Array], jax.Array] = log_prob_taken,
 ) -> Params:
@@ -185,7 +218,7 @@ def ascent(
       weight: `[N, T, ...]` held constant, zero where the row is not live.
       bonus: `[N, T]` weight of the entropy, or None.
       policy: the policy that acted.
-      chunk_size: samples whose activations are held at a time.
+      chunk_size: samples whose activations are held at a time; None takes what suits the device.
       policy_state: `[N, ...]` where the policy's memory starts; None for its initial state.
       scored: `(distribution, action)` to what is weighed, shaped like `weight`.
     """
@@ -230,10 +263,11 @@ def episode_metrics(trajectory: Trajectory, hyper: Hyper) -> Metrics:
     }
 
 
-def check_counts(**counts: int) -> None:
-    """Raises `ValueError` unless every count is a whole number of at least one."""
+def check_counts(**counts: int | None) -> None:
+    """Raises `ValueError` unless every count that is given is a whole number of at least one."""
     for argument, count in counts.items():
-        checks.at_least(argument, count, 1)
+        if count is not None:
+            checks.at_least(argument, count, 1)
 
 
 def check_estimator(

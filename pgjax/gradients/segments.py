@@ -4,11 +4,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from pgjax import baselines, checks, estimators, rollout
+from pgjax import baselines, checks, estimators, rollout, sharding
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.chunks import CHUNK_SIZE
 from pgjax.gradients.policy import both_parts, check_counts, check_estimator, policy_part
 from pgjax.gradients.value import live_mean
 from pgjax.policies import Policy, ValueFunction
@@ -36,7 +36,8 @@ def segment_gradient(
     num_rows: int,
     horizon: int,
     value_function: ValueFunction | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
+    mesh: Mesh | None = None,
 ) -> StatefulGradientFn:
     """Policy gradient of windows of persistent rows, as a `StatefulGradientFn`.
 
@@ -71,7 +72,8 @@ def segment_gradient(
       num_rows: N.
       horizon: steps a window, T.
       value_function: V.
-      chunk_size: samples whose activations are held at a time.
+      chunk_size: samples whose activations are held at a time; None takes what suits the device.
+      mesh: devices that the rows are shared out over (`sharding.mesh`); None for one.
 
     Returns:
       A `StatefulGradientFn`. Metrics, over the episodes that ended in the window, from their true
@@ -82,12 +84,14 @@ def segment_gradient(
 
     Raises:
       ValueError: counts below one, rates outside [0, 1], a form that does not bootstrap, another
-        state weighting, no value function, or too few rows for the baseline.
+        state weighting, no value function, or too few rows for the baseline or not a multiple of
+        the devices.
 
     Source: Mnih et al. 2016, "Asynchronous Methods for Deep Reinforcement Learning"; for the bias,
     Nota & Thomas 2020, "Is the Policy Gradient a Gradient?".
     """
     check_counts(num_rows=num_rows, horizon=horizon, chunk_size=chunk_size)
+    sharding.check("num_rows", num_rows, mesh)
     checks.choice("form", estimator.form, sorted(estimators.BOOTSTRAPPING))
     checks.choice("state_weighting", estimator.state_weighting, ["uniform"])
     check_estimator(estimator, hyper, value_function)
@@ -105,7 +109,7 @@ def segment_gradient(
     def step(key, params, state):
         own = policy_part(params, value_function)
         trajectory, rows = rollout.segments(
-            key, env, env_params, policy, own, state.rows, horizon=horizon
+            key, env, env_params, policy, own, state.rows, horizon=horizon, mesh=mesh
         )
         gradient, metrics = both_parts(
             params,
@@ -116,6 +120,7 @@ def segment_gradient(
             value_function,
             chunk_size,
             policy_state=state.rows.policy_state,
+            mesh=mesh,
         )
         ends = _ends(trajectory, rows)
         under_way, ended = _tally(trajectory.reward, ends, hyper.discount, state)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from pgjax import estimators
 from pgjax.estimators import Estimator, Hyper, Steps
-from pgjax.gradients.chunks import CHUNK_SIZE, accumulate, evaluate, flatten, live_chunks
+from pgjax.gradients.chunks import accumulate, evaluate, flatten, live_chunks
 from pgjax.policies import Params, ValueFunction
 from pgjax.rollout import Trajectory
 
@@ -16,7 +16,7 @@ def values(
     value_function: ValueFunction,
     params: Params,
     trajectory: Trajectory,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Values of the observations and of the true next observations, both `[N, T]`.
 
@@ -80,25 +80,27 @@ def visits(state_weighting: str, trajectory: Trajectory, hyper: Hyper) -> jax.Ar
 def regression(
     params: Params,
     trajectory: Trajectory,
+    weight: jax.Array,
     target: jax.Array,
     predict: Callable[[Params, jax.Array, jax.Array], jax.Array],
-    chunk_size: int,
+    chunk_size: int | None,
 ) -> Params:
-    """Gradient that descends half the mean squared error over live steps.
+    """Gradient that descends half the squared error, 1/N sum_i sum_t weight_it error_it^2 / 2.
 
     Args:
       params: of the predictions.
-      trajectory: where they are made.
+      trajectory: where they are made, N rows.
+      weight: `[N, T]`; `live_share` makes it the mean over live steps.
       target: `[N, T]`, held constant.
       predict: `(params, obs [*O], action) -> []`.
-      chunk_size: samples whose activations are held at a time.
+      chunk_size: samples whose activations are held at a time; None takes what suits the device.
     """
-    num_live = jnp.maximum(jnp.sum(trajectory.mask), 1)
-    samples = (trajectory.obs, trajectory.action, jax.lax.stop_gradient(target))
+    num_rows = len(trajectory.mask)
+    samples = (trajectory.obs, trajectory.action, weight, jax.lax.stop_gradient(target))
 
-    def objective(params, obs, action, target, valid):
+    def objective(params, obs, action, weight, target, valid):
         error = jax.vmap(predict, (None, 0, 0))(params, obs, action) - target
-        return -0.5 * jnp.sum(valid * error**2) / num_live
+        return -0.5 * jnp.sum(valid * weight * error**2) / num_rows
 
     return accumulate(
         lambda chunk, valid: jax.grad(objective)(params, *chunk, valid),
@@ -106,6 +108,11 @@ def regression(
         live_chunks(trajectory.mask, chunk_size),
         like=params,
     )
+
+
+def live_share(mask: jax.Array) -> jax.Array:
+    """What each step counts, `[N, T]`, for a mean over rows of sums over time to be `live_mean`."""
+    return (mask > 0) * len(mask) / jnp.maximum(jnp.sum(mask), 1)
 
 
 def live_mean(x: jax.Array, mask: jax.Array) -> jax.Array:

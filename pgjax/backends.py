@@ -1,0 +1,50 @@
+"""What suits each kind of device: the one place where pgjax asks what it runs on.
+
+Figures for CPUs are measured (`benchmarks/`). Those for GPUs and TPUs are reasoned, and not
+measured: many small kernels cost more there than they compute, so that nothing is cut up.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+
+
+class Backend(NamedTuple):
+    """How programs are laid out for a kind of device."""
+
+    rows: int | None
+    """Rows of a rollout stepped side by side; None for all of them."""
+    chunk_size: int
+    """Samples of a gradient whose activations are held at a time."""
+    seldom: int | None
+    """Calls of seldom needed work made at a time; None makes all of them and chooses."""
+    in_turn: bool
+    """Whether vmapped gradients are made one after the other."""
+    copy_transposes: bool
+    """Whether a transposed factor of a matrix product is copied first."""
+    compiler_options: Mapping[str, int | bool | str]
+    """What XLA is told where pgjax compiles."""
+
+
+CPU = Backend(
+    rows=512,  # activations stay in a core's own cache
+    chunk_size=512,
+    seldom=32,
+    in_turn=True,
+    copy_transposes=True,
+    compiler_options={"xla_cpu_prefer_vector_width": 512},
+)
+ACCELERATOR = Backend(
+    rows=None,
+    chunk_size=2**17,
+    seldom=None,
+    in_turn=False,
+    copy_transposes=False,
+    compiler_options={},
+)
+
+
+def current() -> Backend:
+    """What suits the devices that programs run on by default."""
+    return CPU if jax.default_backend() == "cpu" else ACCELERATOR
