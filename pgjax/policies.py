@@ -34,6 +34,7 @@ class ValueFunction(NamedTuple):
 
     init: Callable[[jax.Array, jax.Array], Params]  # (key, obs [*O]) -> params
     apply: Callable[[Params, jax.Array], jax.Array]  # (params, obs [*O]) -> [], or [A] for actions
+    unroll: Callable[[Params, jax.Array], jax.Array] | None = None  # the same of a batch, faster
 
 
 class Network(nn.Module):
@@ -205,11 +206,20 @@ def mlp_value(
         checks.at_least("num_actions", num_actions, 1)
     network = _network(hidden, activation, num_outputs=num_actions or 1)
 
-    def apply(params, obs):
-        outputs = network.apply(params, features(obs))
-        return outputs[0] if num_actions is None else outputs
+    def values(params, x):
+        outputs = network.apply(params, x)
+        return outputs[..., 0] if num_actions is None else outputs
 
-    return ValueFunction(init=lambda key, obs: network.init(key, features(obs)), apply=apply)
+    return ValueFunction(
+        init=lambda key, obs: network.init(key, features(obs)),
+        apply=lambda params, obs: values(params, features(obs)),
+        unroll=lambda params, obs: values(params, jax.vmap(features)(obs)),
+    )
+
+
+def values_of_batch(value_function: ValueFunction) -> Callable[[Params, jax.Array], jax.Array]:
+    """`(params, obs [B, *O]) -> [B]`, or `[B, A]` for actions."""
+    return value_function.unroll or jax.vmap(value_function.apply, (None, 0))
 
 
 def tabular_value(num_states: int, *, num_actions: int | None = None) -> ValueFunction:

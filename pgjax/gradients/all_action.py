@@ -14,7 +14,7 @@ from pgjax.estimators import STATE_WEIGHTINGS, Hyper
 from pgjax.gradients.chunks import evaluate, policy_samples
 from pgjax.gradients.policy import ascent, check_counts, entropy_bonus, episode_metrics, policy_part
 from pgjax.gradients.value import live_mean, live_share, regression, visits
-from pgjax.policies import Params, Policy, ValueFunction
+from pgjax.policies import Params, Policy, ValueFunction, values_of_batch
 from pgjax.rollout import Trajectory
 from pgjax.score import GradientFn
 
@@ -99,10 +99,13 @@ def all_action_gradient(
         if action_values is not None:
             return ascend(own, trajectory, action_values(own, trajectory)), metrics
         assert action_value_function is not None
-        apply = action_value_function.apply
+        apply = values_of_batch(action_value_function)
         q, v = _learned_values(apply, params, policy, trajectory, num_actions, chunk_size)
         target = _lambda_return(trajectory, v[:, 1:], hyper)
-        predict = lambda params, obs, action: apply(params, obs)[action]
+
+        def predict(params, obs, action):
+            return jnp.take_along_axis(apply(params, obs), action[:, None], axis=1)[:, 0]
+
         share = live_share(trajectory.mask)
         value_gradient = regression(params["value"], trajectory, share, target, predict, chunk_size)
         taken = jnp.take_along_axis(q, trajectory.action[:, :, None], axis=2)[:, :, 0]
@@ -141,7 +144,7 @@ def _learned_values(
         probs = _probs(distributions(params["policy"], samples), num_actions)
         batch = probs.shape[:-1]
         obs = samples.obs.reshape(-1, *trajectory.obs.shape[2:])
-        q = jax.vmap(apply, (None, 0))(params["value"], obs).reshape(*batch, num_actions)
+        q = apply(params["value"], obs).reshape(*batch, num_actions)
         return jnp.stack([probs, q.astype(probs.dtype)], axis=-1)
 
     both = evaluate(probs_and_values, samples, chunks)

@@ -19,7 +19,7 @@ from pgjax.gradients.value import (
     values,
     visits,
 )
-from pgjax.policies import Params, Policy, ValueFunction
+from pgjax.policies import Params, Policy, ValueFunction, values_of_batch
 from pgjax.rollout import Trajectory
 from pgjax.score import GradientFn, Metrics
 from pgjax.sharding import over_rows
@@ -170,7 +170,7 @@ def both_parts(
 
     def regress(params, trajectory, weight, target):
         assert value_function is not None
-        apply = value_function.apply
+        apply = values_of_batch(value_function)
         predict = lambda params, obs, action: apply(params, obs)
         return regression(params, trajectory, weight, target, predict, chunk_size)
 

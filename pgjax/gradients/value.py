@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from pgjax import estimators
 from pgjax.estimators import Estimator, Hyper, Steps
 from pgjax.gradients.chunks import accumulate, evaluate, flatten, live_chunks
-from pgjax.policies import Params, ValueFunction
+from pgjax.policies import Params, ValueFunction, values_of_batch
 from pgjax.rollout import Trajectory
 
 
@@ -26,7 +26,7 @@ def values(
     """
     live = trajectory.mask > 0
     dtype = jnp.result_type(trajectory.reward, float)
-    apply = jax.vmap(value_function.apply, (None, 0))
+    apply = values_of_batch(value_function)
 
     def value_of(obs, where):
         value = evaluate(lambda obs: apply(params, obs), flatten(obs), chunks=where)
@@ -92,14 +92,14 @@ def regression(
       trajectory: where they are made, N rows.
       weight: `[N, T]`; `live_share` makes it the mean over live steps.
       target: `[N, T]`, held constant.
-      predict: `(params, obs [*O], action) -> []`.
+      predict: `(params, obs [B, *O], action [B, ...]) -> [B]`.
       chunk_size: samples whose activations are held at a time; None takes what suits the device.
     """
     num_rows = len(trajectory.mask)
     samples = (trajectory.obs, trajectory.action, weight, jax.lax.stop_gradient(target))
 
     def objective(params, obs, action, weight, target, valid):
-        error = jax.vmap(predict, (None, 0, 0))(params, obs, action) - target
+        error = predict(params, obs, action) - target
         return -0.5 * jnp.sum(valid * weight * error**2) / num_rows
 
     return accumulate(
