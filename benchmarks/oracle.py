@@ -3,26 +3,21 @@
 Moments with a horizon of 200 on 100 states and 5 actions, a softmax table of 500 parameters; values
 and gradients on 1000 states and 10 actions, a table of 10,000. In float64.
 
-    python -m benchmarks.oracle             # writes benchmarks/results/oracle.json
+    python -m benchmarks.oracle             # all of it
     python -m benchmarks.oracle --smoke     # tiny, to see that it runs; writes nothing
 """
 
-import json
-import os
-import platform
-import statistics
 import sys
-import time
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import kept, timing
 from pgjax import estimators, exact, policies
 from pgjax.estimators import Hyper
-
-RESULTS = Path(__file__).parent / "results" / "oracle.json"
 
 MOMENTS = (
     "total_return+none",
@@ -49,13 +44,23 @@ def random_mdp(num_states: int, num_actions: int) -> exact.MDP:
     )
 
 
-def measure(
+def measure(smoke: bool) -> list[kept.Row]:
+    """Seconds of every function."""
+    with jax.enable_x64(True):
+        if smoke:
+            found = measure_sizes(MOMENTS[:1], (3, 4, 2), (5, 2), rounds=1)
+        else:
+            found = measure_sizes(MOMENTS, (200, 100, 5), (1000, 10), rounds=3)
+    return [kept.row({"function": name}, {"seconds": taken}) for name, taken in found.items()]
+
+
+def measure_sizes(
     names: tuple[str, ...],
     moments_of: tuple[int, int, int],
     values_of: tuple[int, int],
     rounds: int,
-) -> dict:
-    """Median seconds of every function, what is compared in turn, round after round."""
+) -> dict[str, list[float]]:
+    """Seconds of every function by round, what is compared in turn."""
     horizon, *size = moments_of
     small, policy = random_mdp(*size), policies.tabular(*size)
     params = jnp.asarray(np.random.default_rng(1).normal(size=size))
@@ -80,7 +85,7 @@ def measure(
     start = jnp.zeros(values_of)
     going_on = large._replace(terminal=np.zeros(values_of[0], bool))
     both = {"horizon 200": horizon, "no horizon": None}
-    calls = {f"moments, {name}": moments(name) for name in names}
+    calls: dict[str, Callable[[], Any]] = {f"moments, {name}": moments(name) for name in names}
     for name, limit in both.items():
         calls[f"values, {name}"] = lambda limit=limit: exact.values(
             large, wide, start, hyper, horizon=limit
@@ -91,31 +96,13 @@ def measure(
     calls["gradient, average reward"] = lambda: exact.average_reward_gradient(going_on, wide)(
         jax.random.key(0), start
     )
-    seconds = {name: [] for name in calls}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             jax.clear_caches()
-            begun = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[name].append(time.perf_counter() - begun)
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
-def main(arguments: list[str]) -> None:
-    """Measures, prints a table and keeps the numbers."""
-    smoke = arguments == ["--smoke"]
-    with jax.enable_x64(True):
-        if smoke:
-            found = measure(MOMENTS[:1], (3, 4, 2), (5, 2), rounds=1)
-        else:
-            found = measure(MOMENTS, (200, 100, 5), (1000, 10), rounds=3)
-    for name, seconds in found.items():
-        print(f"{name:<40}{seconds:8.2f} s")
-    if not smoke:
-        machine = f"{os.cpu_count()} CPU cores, {platform.machine()}, jax {jax.__version__}"
-        kept = {"command": "python -m benchmarks.oracle", "machine": machine, "seconds": found}
-        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+            seconds[name].append(timing.seconds(call))
+    return seconds
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    kept.run("oracle", measure, sys.argv[1:])

@@ -1,8 +1,11 @@
-"""The same update with pgjax: one step on every window, with as many learning rates as runs.
+"""rejax's update with pgjax: one step on every window, with as many learning rates as runs.
 
-Started by `benchmarks.rejax_sweep`. In a single epoch of a single minibatch the policy that learns
-is the policy that acted, so that PPO's ratio is one and its update is the plain gradient.
+Started by `benchmarks.rejax_sweep` and `benchmarks.side_by_side`. In a single epoch of a single
+minibatch the policy that learns is the policy that acted, so that PPO's ratio is one and its update
+is the plain gradient.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +13,28 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from benchmarks import rounds
-from pgjax import environments, estimators, gradients, policies, rollout, train
+from benchmarks import rounds, training
+from pgjax import backends, environments, estimators, gradients, policies, rollout, train
 
-# What a core's own cache holds, whatever the batch: here nothing else is parallel.
+# What a core's own cache holds, whatever the batch: where runs are shared out, nothing else is.
 CHUNK_SIZE = 256
 EVALUATION_EPISODES = 128
 
 
+def mean_return(key: jax.Array, env: Any, env_params: Any, policy: Any, params: Any) -> jax.Array:
+    """Mean return of whole episodes."""
+    num_episodes, horizon = EVALUATION_EPISODES, env_params.max_steps_in_episode
+    episodes = rollout.episodes(
+        key, env, env_params, policy, params, num_episodes=num_episodes, horizon=horizon
+    )
+    return jnp.sum(episodes.reward) / num_episodes
+
+
 def main() -> None:
-    """Serves `sharded`: the runs vmapped, and split over the cores."""
+    """Serves `sharded`, the runs vmapped and split over the cores, or `one` run on all of them."""
     settings = rounds.read_settings()
+    (program,) = settings["programs"]
+    shared_out = program == "sharded"
     env, env_params = environments.make("CartPole-v1")
     policy = policies.make("mlp", env, env_params, hidden=(64, 64), activation="tanh")
     value_function = policies.make_value("mlp", env, env_params, hidden=(64, 64))
@@ -37,7 +51,8 @@ def main() -> None:
         num_rows=settings["num_envs"],
         horizon=settings["num_steps"],
         value_function=value_function,
-        chunk_size=CHUNK_SIZE,
+        chunk_size=CHUNK_SIZE if shared_out else None,
+        mesh=None if shared_out else training.mesh(),
     )
     # rejax takes the mean over steps, where pgjax sums, before it clips entry by entry.
     scale = optax.partition(
@@ -64,17 +79,16 @@ def main() -> None:
         return train.train(train_key, state, gradient_fn, optimizer, num_steps=num_steps)
 
     def evaluate(outputs):
-        params = outputs[0].params["policy"]
+        state, metrics = outputs
         keys = jax.random.split(jax.random.key(1), settings["num_runs"])
+        each = jax.vmap(lambda key, params: mean_return(key, env, env_params, policy, params))
+        return {
+            "returns": np.asarray(jax.jit(each)(keys, state.params["policy"])).tolist(),
+            "env_steps": int(np.asarray(metrics["env_steps"]).sum(dtype=np.int64)),
+        }
 
-        def one(key, params):
-            num_episodes, horizon = EVALUATION_EPISODES, env_params.max_steps_in_episode
-            episodes = rollout.episodes(
-                key, env, env_params, policy, params, num_episodes=num_episodes, horizon=horizon
-            )
-            return jnp.sum(episodes.reward) / num_episodes
-
-        return np.asarray(jax.jit(jax.vmap(one))(keys, params)).tolist()
+    def one(keys, learning_rates):
+        return jax.tree.map(lambda x: x[None], run(keys[0], learning_rates[0]))
 
     runs = jax.vmap(run)
     axis = PartitionSpec("runs")
@@ -83,7 +97,14 @@ def main() -> None:
     keys = jax.random.split(jax.random.key(0), settings["num_runs"])
     lowest, highest = settings["learning_rates"]
     arguments = (keys, jnp.geomspace(lowest, highest, settings["num_runs"]))
-    rounds.serve({"sharded": sharded}, arguments, evaluate, ["jax", "gymnax", "optax"])
+    programs = {"one": one, "sharded": sharded}
+    rounds.serve(
+        {program: programs[program]},
+        arguments,
+        evaluate,
+        ["jax", "gymnax", "optax"],
+        backends.current().compiler_options,
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """rejax's PPO in its one-epoch, one-minibatch setting, with as many learning rates as runs.
 
-Started by `benchmarks.rejax_sweep`, in a virtual environment that has rejax and need not have
-pgjax. Evaluation during training is off: rejax evaluates at the end at least, so its callback is
-replaced by one that does nothing.
+Started by `benchmarks.rejax_sweep` and `benchmarks.side_by_side`, in a virtual environment that has
+rejax and need not have pgjax. Evaluation during training is off: rejax evaluates at the end at
+least, so its callback is replaced by one that does nothing.
 """
 
 import jax
@@ -15,7 +15,7 @@ from benchmarks import rounds
 
 
 def main() -> None:
-    """Serves `vmap`, as rejax's documentation has it, and `sharded`, over the cores."""
+    """Serves those of `one`, `vmap` (as rejax's documentation has it) and `sharded` asked for."""
     settings = rounds.read_settings()
     total = settings["num_envs"] * settings["num_steps"] * settings["num_updates"]
     ppo = PPO.create(
@@ -42,7 +42,14 @@ def main() -> None:
 
     def evaluate(states):
         returns = jax.jit(jax.vmap(lambda state: evaluation(ppo, state, state.rng)[1]))(states)
-        return np.mean(returns, axis=1).tolist()
+        return {
+            "returns": np.mean(returns, axis=1).tolist(),
+            "env_steps": settings["num_runs"] * total,
+        }
+
+    def one(keys, learning_rates):
+        state = train(keys[0], learning_rates[0])
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], state)
 
     runs = jax.vmap(train)
     axis = PartitionSpec("runs")
@@ -51,8 +58,9 @@ def main() -> None:
     keys = jax.random.split(jax.random.key(0), settings["num_runs"])
     lowest, highest = settings["learning_rates"]
     arguments = (keys, jnp.geomspace(lowest, highest, settings["num_runs"]))
-    programs = {"vmap": runs, "sharded": sharded}
-    rounds.serve(programs, arguments, evaluate, ["jax", "gymnax", "rejax", "distrax", "optax"])
+    programs = {"one": one, "vmap": runs, "sharded": sharded}
+    asked = {name: programs[name] for name in settings["programs"]}
+    rounds.serve(asked, arguments, evaluate, ["jax", "gymnax", "rejax", "distrax", "optax"])
 
 
 if __name__ == "__main__":

@@ -3,27 +3,24 @@
 The two are timed in turn, round after round, each in a process of its own that is kept alive.
 rejax gets a virtual environment of its own, because it wants another gymnax. Its programs are its
 vmapped `train`, and the same split over the cores as pgjax splits its runs; nothing is evaluated.
+Ratios, of pgjax over the others, are taken within a round.
 
-    python -m benchmarks.rejax_sweep                # writes benchmarks/results/rejax_sweep.json
+    python -m benchmarks.rejax_sweep                # keeps the result
     python -m benchmarks.rejax_sweep --venv DIR     # keeps rejax's environment, or uses it again
     python -m benchmarks.rejax_sweep --smoke        # tiny; rejax only with --venv; writes nothing
 """
 
 import argparse
-import json
 import math
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import rounds
+from benchmarks import kept, rounds
+from pgjax.lab import machine
 
-RESULTS = Path(__file__).parent / "results" / "rejax_sweep.json"
 REJAX = ["rejax==0.1.3", "gymnax==0.0.9", f"jax=={version('jax')}"]
 SHAPES = {
     "rejax's settings for CartPole": {"num_envs": 5, "num_steps": 100, "num_updates": 200},
@@ -56,114 +53,80 @@ DIFFERENT = (
 
 
 def make_rejax(venv: Path) -> str:
-    """rejax's own interpreter, in a virtual environment that is made or completed first."""
-    python = venv / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *REJAX], check=True)
-    return str(python)
+    """rejax's own interpreter."""
+    return rounds.interpreter(venv, REJAX)
 
 
-def compare(settings: dict, num_rounds: int, rejax: str | None) -> list[dict]:
-    """Median seconds and trainings a minute of each program; the first round is not counted."""
-    modules = {"pgjax": (sys.executable, "benchmarks.pgjax_ppo")}
-    if rejax is not None:
-        modules["rejax"] = (rejax, "benchmarks.rejax_ppo")
+def compare(name: str, settings: dict, num_rounds: int, rejax: str | None) -> list[kept.Row]:
+    """A row for each program; the first is pgjax's."""
     # Each core has as many runs as the others.
-    settings = settings | {"num_devices": math.gcd(settings["num_runs"], os.cpu_count() or 1)}
-    sides = {}
-    try:
-        for name, (python, module) in modules.items():
-            sides[name] = rounds.start(python, module, settings)
-        times = {
-            (name, program): []
-            for name, side in sides.items()
-            for program in side.about["compile_seconds"]
-        }
-        for _ in range(1 + num_rounds):
-            for (name, program), taken in times.items():
-                taken.append(rounds.ask(sides[name], program))
-        returns = {name: rounds.ask(side, "evaluate")["returns"] for name, side in sides.items()}
-    finally:
-        for side in sides.values():
-            rounds.stop(side)
-    rows = []
-    for (name, program), taken in times.items():
-        seconds = [one["seconds"] for one in taken[1:]]
-        rows.append(
+    settings = settings | {"num_devices": math.gcd(settings["num_runs"], machine.cores())}
+    own = settings | {"programs": ["sharded"]}
+    commands = {"pgjax": rounds.Command(sys.executable, "benchmarks.pgjax_ppo", own)}
+    if rejax is not None:
+        own = settings | {"programs": ["vmap", "sharded"]}
+        commands["rejax"] = rounds.Command(rejax, "benchmarks.rejax_ppo", own)
+    first, *others = rounds.compare(commands, num_rounds)
+    return [
+        kept.row(
+            {"shape": name, "library": timed.side, "program": timed.program},
             {
-                "library": name,
-                "program": program,
-                "versions": sides[name].about["versions"],
-                "compile_seconds": sides[name].about["compile_seconds"][program],
-                "seconds": statistics.median(seconds),
-                "all_seconds": seconds,
-                "cpu_seconds": statistics.median(one["cpu_seconds"] for one in taken[1:]),
-                "trainings_per_minute": 60 * settings["num_runs"] / statistics.median(seconds),
-                "mean_return": statistics.mean(returns[name]),
-                "best_return": max(returns[name]),
-            }
+                "trainings_per_minute": [60 * settings["num_runs"] / x for x in timed.seconds],
+                "ratio": [x / y for x, y in zip(timed.seconds, first.seconds, strict=True)],
+            },
+            {
+                "seconds": statistics.median(timed.seconds),
+                "cpu_seconds": statistics.median(timed.cpu_seconds),
+                "compile_seconds": timed.compile_seconds,
+                "mean_return": statistics.mean(timed.evaluation["returns"]),
+                "best_return": max(timed.evaluation["returns"]),
+                "versions": timed.versions,
+            },
         )
-    return rows
+        for timed in (first, *others)
+    ]
 
 
-def ratio(rows: list[dict], program: str) -> float:
-    """pgjax's trainings a minute over those of one of rejax's programs."""
-    per_minute = {(row["library"], row["program"]): row["trainings_per_minute"] for row in rows}
-    return per_minute["pgjax", "sharded"] / per_minute["rejax", program]
-
-
-def show(rows: list[dict]) -> None:
-    """One line for each program."""
+def show(rows: list[kept.Row]) -> None:
+    """The table, and what is not compared."""
+    print(kept.table(rows))
     for row in rows:
         print(
-            "{library} {program:<8} {trainings_per_minute:7.0f} trainings a minute, median of "
-            "{seconds:.2f} s ({cpu_seconds:.2f} s of CPU); compiled in {compile_seconds:.1f} s; "
-            "return {mean_return:.0f}, best {best_return:.0f}".format(**row),
+            "{library} {program}: ".format(**row["case"])
+            + "{seconds:.2f} s ({cpu_seconds:.2f} s of CPU), compiled in {compile_seconds:.1f} s; "
+            "return {mean_return:.0f}, best {best_return:.0f}".format(**row["facts"]),
             flush=True,
         )
 
 
-def measure(python: str) -> list[dict]:
-    """All shapes, in full."""
-    shapes = []
-    for name, shape in SHAPES.items():
-        print(f"{name}: {shape}", flush=True)
-        settings = SETTINGS | shape
-        rows = compare(settings, num_rounds=3, rejax=python)
-        show(rows)
-        of_rejax = [row["program"] for row in rows if row["library"] == "rejax"]
-        ratios = {program: ratio(rows, program) for program in of_rejax}
-        print("pgjax over rejax:", {program: round(x, 2) for program, x in ratios.items()})
-        shapes.append({"name": name, **shape, "ratio": ratios, "rows": rows})
-    return shapes
-
-
 def main(arguments: list[str]) -> None:
     """Measures, prints and keeps the numbers."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--venv", type=Path)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rejax_sweep")
+    parser.add_argument("--smoke", action="store_true", help="toy size, nothing is kept")
+    parser.add_argument("--compare", action="store_true", help="compare, and keep nothing")
+    parser.add_argument("--venv", type=Path, help="directory of rejax's virtual environment")
     flags = parser.parse_args(arguments)
     if flags.smoke:
         tiny = {"num_runs": 2, "num_envs": 2, "num_steps": 8, "num_updates": 2}
         python = flags.venv and make_rejax(flags.venv)
-        show(compare(SETTINGS | tiny, num_rounds=1, rejax=python))
+        show(compare("tiny", SETTINGS | tiny, num_rounds=1, rejax=python))
         if python is None:
             print("rejax not run: give --venv")
         return
+    machine.devices()  # before anything uses JAX
+    rows = []
     with tempfile.TemporaryDirectory() as directory:
-        shapes = measure(make_rejax(flags.venv or Path(directory) / "venv"))
-    kept = {
-        "command": "python -m benchmarks.rejax_sweep",
-        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, jax {version('jax')}",
-        "settings": SETTINGS,
-        "equal": EQUAL,
-        "different": DIFFERENT,
-        "shapes": shapes,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+        python = make_rejax(flags.venv or Path(directory) / "venv")
+        for name, shape in SHAPES.items():
+            print(f"{name}: {shape}", flush=True)
+            found = compare(name, SETTINGS | shape, num_rounds=3, rejax=python)
+            show(found)
+            rows += found
+    settings = SETTINGS | {"shapes": SHAPES, "equal": EQUAL, "different": DIFFERENT}
+    if flags.compare:
+        print(*kept.compare("rejax_sweep", rows, settings=settings), sep="\n")
+    else:
+        kept.keep("rejax_sweep", rows, settings=settings)
 
 
 if __name__ == "__main__":

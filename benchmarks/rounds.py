@@ -2,7 +2,8 @@
 
 A process is started with its settings, answers with one line of JSON once everything is compiled,
 and then, to every line on its standard input, with what came of running the program named there.
-Nothing here imports pgjax, so that other libraries can run it in environments of their own.
+Nothing here imports pgjax, and JAX only where it is served, so that other libraries can run it in
+environments of their own.
 """
 
 import json
@@ -10,12 +11,19 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
+
+class Command(NamedTuple):
+    """How a process is started."""
+
+    python: str
+    module: str
+    settings: dict  # among them `num_devices`
 
 
 class Side(NamedTuple):
@@ -25,11 +33,65 @@ class Side(NamedTuple):
     about: dict  # `versions` and, by program, `compile_seconds`
 
 
-def start(python: str, module: str, settings: dict) -> Side:
+class Timed(NamedTuple):
+    """What a process said of one of its programs."""
+
+    side: str
+    program: str
+    versions: dict[str, str]
+    compile_seconds: float
+    seconds: list[float]  # by round
+    cpu_seconds: list[float]
+    evaluation: dict  # what the process made of the outputs of its last run
+
+
+def compare(commands: Mapping[str, Command], num_rounds: int) -> list[Timed]:
+    """Runs every program of every process in turn, round after round; the first is not counted."""
+    sides = {}
+    try:
+        for name, command in commands.items():
+            sides[name] = start(command)
+        answers = {
+            (name, program): []
+            for name, side in sides.items()
+            for program in side.about["compile_seconds"]
+        }
+        for _ in range(1 + num_rounds):
+            for (name, program), answered in answers.items():
+                answered.append(ask(sides[name], program))
+        evaluations = {name: ask(side, "evaluate") for name, side in sides.items()}
+    finally:
+        for side in sides.values():
+            stop(side)
+    return [
+        Timed(
+            side=name,
+            program=program,
+            versions=sides[name].about["versions"],
+            compile_seconds=sides[name].about["compile_seconds"][program],
+            seconds=[one["seconds"] for one in answered[1:]],
+            cpu_seconds=[one["cpu_seconds"] for one in answered[1:]],
+            evaluation=evaluations[name],
+        )
+        for (name, program), answered in answers.items()
+    ]
+
+
+def interpreter(venv: Path, packages: list[str]) -> str:
+    """The interpreter of a virtual environment that is made or completed first."""
+    python = venv / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
+    return str(python)
+
+
+def start(command: Command) -> Side:
     """Starts `python -m module` on the settings, and waits until it has compiled.
 
     JAX has `num_devices` of the settings there, of which it must know before anything asks.
     """
+    python, module, settings = command
     process = subprocess.Popen(
         [python, "-m", module, json.dumps(settings)],
         cwd=Path(__file__).parent.parent,
@@ -69,33 +131,62 @@ def read_settings() -> dict:
 def serve(
     programs: dict[str, Callable],
     arguments: tuple,
-    evaluate: Callable[[Any], list[float]],
+    evaluate: Callable[[Any], dict],
     packages: list[str],
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> None:
-    """Compiles the programs, then runs whichever is asked for, and times it.
-
-    To `evaluate` it answers with what `evaluate(outputs of the last run)` makes of them, untimed.
+    """Compiles the programs with JAX, and serves them.
 
     Args:
       programs: by name, functions that can be jitted.
       arguments: of all of them.
-      evaluate: of what a program put out.
+      evaluate: of what a program put out; see `answer`.
       packages: whose versions to tell.
+      compiler_options: what a library itself tells XLA.
     """
+    import jax
+
+    options = dict(compiler_options or {})
+
     compiled, compile_seconds = {}, {}
     for name, program in programs.items():
         begun = time.perf_counter()
-        compiled[name] = jax.jit(program).lower(*arguments).compile()
+        lowered = jax.jit(program, compiler_options=options).lower(*arguments)
+        compiled[name] = lowered.compile()
         compile_seconds[name] = time.perf_counter() - begun
+
+    def run(name):
+        return jax.block_until_ready(compiled[name](*arguments))
+
+    runs = {name: partial(run, name) for name in programs}
+    answer(runs, compile_seconds, evaluate, packages)
+
+
+def answer(
+    runs: dict[str, Callable[[], Any]],
+    compile_seconds: dict[str, float],
+    evaluate: Callable[[Any], dict],
+    packages: list[str],
+) -> None:
+    """Runs whichever is asked for, and times it.
+
+    To `evaluate` it answers with what `evaluate(outputs of the last run)` makes of them, untimed.
+
+    Args:
+      runs: by name, what is timed; each returns when it is through.
+      compile_seconds: by name.
+      evaluate: of what a run put out.
+      packages: whose versions to tell.
+    """
     versions = {package: version(package) for package in packages}
     _say({"versions": versions, "compile_seconds": compile_seconds})
     outputs = None
     for line in sys.stdin:
         if line.strip() == "evaluate":
-            _say({"returns": evaluate(outputs)})
+            _say(evaluate(outputs))
             continue
         begun, cpu = time.perf_counter(), time.process_time()
-        outputs = jax.block_until_ready(compiled[line.strip()](*arguments))
+        outputs = runs[line.strip()]()
         cpu_seconds = time.process_time() - cpu
         _say({"seconds": time.perf_counter() - begun, "cpu_seconds": cpu_seconds})
 

@@ -9,23 +9,19 @@ which hardly learn, so that short episodes and long ones are stepped side by sid
 Each program trains from the start, update by update in turn with the others; a round is a whole
 training, and its throughput is all live steps over all seconds. Memory is XLA's analysis.
 
-    python -m benchmarks.sweep             # writes benchmarks/results/sweep.json
+    python -m benchmarks.sweep             # all of it
     python -m benchmarks.sweep --smoke     # tiny, to see that it runs; writes nothing
 """
 
-import json
-import os
-import platform
-import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
+from benchmarks import kept
 from pgjax.lab import machine
 
-RESULTS = Path(__file__).parent / "results" / "sweep.json"
 KINDS = ("one run", "sweep of seeds", "sweep, alike", "sweep, four decades")
+SETTINGS = {"runs": 64, "environments_a_run": 64, "updates": 12}
 
 
 def configurations(kind: str, num: int, num_episodes: int, num_updates: int) -> list[Any]:
@@ -84,51 +80,27 @@ def round_of(programs: dict[str, tuple[Any, Any, int]], num_updates: int) -> dic
     return {kind: steps[kind] / seconds[kind] for kind in programs}
 
 
-def main(arguments: list[str]) -> None:
-    """Measures, prints a table and keeps the numbers."""
-    smoke = arguments == ["--smoke"]
-    num, num_episodes, num_updates, rounds = (4, 2, 2, 1) if smoke else (64, 64, 12, 5)
+def measure(smoke: bool) -> list[kept.Row]:
+    """Throughput of all kinds, and its ratio to that of one run."""
+    num, num_episodes, num_updates = (4, 2, 2) if smoke else SETTINGS.values()
     machine.devices()  # before anything uses JAX
-    import jax
-
     programs = {
         kind: program(configurations(kind, num, num_episodes, num_updates)) for kind in KINDS
     }
     round_of(programs, 1)
-    found = [round_of(programs, num_updates) for _ in range(rounds)]
-    rows = []
-    for kind in KINDS:
-        throughput = [each[kind] for each in found]
-        ratios = [each[kind] / each[KINDS[0]] for each in found]
-        rows.append(
+    found = [round_of(programs, num_updates) for _ in range(1 if smoke else 5)]
+    return [
+        kept.row(
+            {"program": kind},
             {
-                "program": kind,
-                "steps_per_second": statistics.median(throughput),
-                "ratio": statistics.median(ratios),
-                "ratios": ratios,
-                "bytes": programs[kind][2],
-            }
+                "steps_per_second": [each[kind] for each in found],
+                "ratio": [each[kind] / each[KINDS[0]] for each in found],
+                "bytes": [programs[kind][2]],
+            },
         )
-    print(f"{'program':<22} M steps/s    ratio    MB")
-    for row in rows:
-        print(
-            f"{row['program']:<22} {row['steps_per_second'] / 1e6:9.2f} {row['ratio']:8.2f} "
-            f"{row['bytes'] / 1e6:5.0f}"
-        )
-    if not smoke:
-        kept = {
-            "command": "python -m benchmarks.sweep",
-            "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, jax {jax.__version__}",
-            "devices": machine.describe(),
-            "runs": num,
-            "environments_a_run": num_episodes,
-            "updates": num_updates,
-            "rounds": rounds,
-            "rows": rows,
-        }
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+        for kind in KINDS
+    ]
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    kept.run("sweep", measure, sys.argv[1:], settings=SETTINGS)

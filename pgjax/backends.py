@@ -25,6 +25,8 @@ class Backend(NamedTuple):
     """Whether a transposed factor of a matrix product is copied first."""
     compiler_options: Mapping[str, int | bool | str]
     """What XLA is told where pgjax compiles."""
+    seldom_run_options: Mapping[str, int | bool | str]
+    """What it is told beside that for programs that cost more to compile than to run."""
 
 
 CPU = Backend(
@@ -33,7 +35,9 @@ CPU = Backend(
     seldom=32,
     in_turn=True,
     copy_transposes=True,
-    compiler_options={"xla_cpu_prefer_vector_width": 512},
+    # A level of one runs as fast as XLA's own three, and compiles a quarter faster.
+    compiler_options={"xla_cpu_prefer_vector_width": 512, "xla_backend_optimization_level": 1},
+    seldom_run_options={"xla_backend_optimization_level": 0},
 )
 ACCELERATOR = Backend(
     rows=None,
@@ -42,6 +46,7 @@ ACCELERATOR = Backend(
     in_turn=False,
     copy_transposes=False,
     compiler_options={},
+    seldom_run_options={},
 )
 
 

@@ -79,9 +79,9 @@ def _dot_general(x, kernel, dimension_numbers, **options):
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`x @ kernel`, whose gradient with respect to the kernel is fast on a CPU.
 
-    That gradient sums over rows, `x.T @ y`. Left to itself, XLA folds the transpose into a product
-    over leading axes, for which its CPU backend has slow code, slowest where there are few columns:
-    a copy of the transpose costs less.
+    That gradient is `x.T @ y`. Left to itself, XLA folds the transpose into a product over leading
+    axes, for which its CPU backend has slow code, slowest where there are few columns: a copy of
+    the transpose costs less.
     """
     return x @ kernel
 
@@ -90,10 +90,8 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _(primals, tangents):
     (x, kernel), (x_dot, kernel_dot) = primals, tangents
     columns = jax.lax.optimization_barrier(x.T) if backends.current().copy_transposes else x.T
-    over_features = (((0,), (0,)), ((), ()))
-    return matmul(x, kernel), x_dot @ kernel + jax.lax.dot_general(
-        columns, kernel_dot, over_features
-    )
+    of_kernel = jax.lax.dot_general(columns, kernel_dot, (((0,), (0,)), ((), ())))
+    return matmul(x, kernel), x_dot @ kernel + of_kernel
 
 
 ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "silu": nn.silu, "gelu": nn.gelu}

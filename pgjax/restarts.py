@@ -146,11 +146,14 @@ def check_memoryless(policy: Policy) -> None:
 
 def _advance(key, env, env_params, policy, params):
     """A step of a live row; one that has ended stays. The first action may be given."""
-    action_key, env_key = jax.random.split(key)
-    step_row = rollout.row_step(action_key, env_key, env, env_params, policy, params)
+    step_row = rollout.row_step(env, env_params, policy)
 
     def advance(time, state, obs, live, first_action=None):
-        next_state, next_obs, _, record = step_row(time, state, obs, (), first_action)
+        keys = jax.random.split(jax.random.fold_in(key, time))
+        given = lambda action: jnp.where(time == 0, first_action, action)
+        next_state, next_obs, _, record = step_row(
+            params, keys, state, obs, (), instead=None if first_action is None else given
+        )
         state, obs = rollout.keep((next_state, next_obs), (state, obs), live)
         return state, obs, record
 

@@ -11,7 +11,8 @@ from pgjax import backends, batching, checks, sharding
 from pgjax.environments import to_action
 from pgjax.policies import Params, Policy
 
-STEPS_BETWEEN_LOOKS = 32
+BLOCK = 32
+"""Steps whose keys are made at once, and after which it is looked whether any row is live."""
 
 
 class Trajectory(NamedTuple):
@@ -74,13 +75,16 @@ def episodes(
     checks.at_least("horizon", horizon, 1)
     sharding.check("num_episodes", num_episodes, mesh)
 
-    def episode(params, key):
-        reset_key, action_key, env_key = jax.random.split(key, 3)
-        step_row = row_step(action_key, env_key, env, env_params, policy, params)
+    step_row = row_step(env, env_params, policy)
 
-        def step(carry, time):
+    def episode(params, key):
+        reset_key, *step_keys = jax.random.split(key, 3)
+
+        def step(carry, time, keys):
             state, obs, policy_state, live = carry
-            next_state, next_obs, policy_state, record = step_row(time, state, obs, policy_state)
+            next_state, next_obs, policy_state, record = step_row(
+                params, keys, state, obs, policy_state
+            )
             window_ends = (time == horizon - 1) & ~record.terminated
             record = record._replace(truncated=record.truncated | window_ends)
             ended = record.terminated | record.truncated
@@ -90,7 +94,7 @@ def episodes(
 
         obs, state = env.reset_env(reset_key, env_params)
         carry = (state, obs, policy.initial_state(), jnp.bool_(True))
-        (_, final_obs, _, _), records = _scan_while_live(step, carry, horizon)
+        (_, final_obs, _, _), records = _scan_while_live(step, carry, step_keys, horizon)
         return records._replace(final_obs=final_obs)
 
     def play(params, keys):
@@ -161,51 +165,55 @@ def segments(
         obs, state = env.reset_env(key, env_params)
         return state, obs, policy.initial_state()
 
-    def window(params, times, key, *row):
-        reset_key, action_key, env_key = jax.random.split(key, 3)
-        step_row = row_step(action_key, env_key, env, env_params, policy, params)
+    step_row = row_step(env, env_params, policy)
 
-        def step(row, time):
+    def window(params, time, key, *row):
+        def step(row, time, keys):
+            reset_key, *step_keys = keys
             state, obs, policy_state, elapsed = row
-            *following, record = step_row(time, state, obs, policy_state)
+            *following, record = step_row(params, step_keys, state, obs, policy_state)
             record = record._replace(final_obs=following[1].astype(obs.dtype))
             ends = record.terminated | record.truncated
-            key = jax.random.fold_in(reset_key, time)
-            state, obs, policy_state = begin_if(ends, tuple(following), key, env_params)
+            state, obs, policy_state = begin_if(ends, tuple(following), reset_key, env_params)
             return (state, obs, policy_state, jnp.where(ends, 0, elapsed + 1)), record
 
-        return jax.lax.scan(step, row, times)
+        keys = jax.random.split(key, 3)
+        block = max(size for size in range(1, BLOCK + 1) if horizon % size == 0)
+        starts = time + jnp.arange(0, horizon, block)
+        scan_block = lambda row, start: _scan(step, row, keys, start, block)
+        row, records = jax.lax.scan(scan_block, row, starts)
+        return row, jax.tree.map(_in_one, records)
 
     def play(whole, keys, *rows):
         one = functools.partial(window, *whole)
         return batching.vmap_in_blocks(one, backends.current().rows)(keys, *rows)
 
-    keys = jax.random.split(key, len(carry.elapsed))
-    times = carry.time + jnp.arange(horizon)
-    *rows, time = carry
-    rows, trajectory = sharding.over_rows(play, mesh)((params, times), keys, *rows)
+    keys, (*rows, time) = jax.random.split(key, len(carry.elapsed)), carry
+    rows, trajectory = sharding.over_rows(play, mesh)((params, time), keys, *rows)
     last_cut = trajectory.truncated[:, -1] | ~trajectory.terminated[:, -1]
     trajectory = trajectory._replace(truncated=trajectory.truncated.at[:, -1].set(last_cut))
     return trajectory, Rows(*rows, time=time + horizon)
 
 
-def row_step(action_key, env_key, env, env_params, policy, params):
-    """One step of one row, with noise that depends on its keys and the time and nothing else.
+def row_step(env, env_params, policy):
+    """One step of one row, without a reset.
 
-    The environment is not reset. Returns:
-      `(time, state, obs, policy_state, first_action=None) -> (state, obs, policy_state, record)`;
-      `first_action`, if given, is taken at time zero.
+    Returns:
+      `(params, keys, state, obs, policy_state, instead=None) -> (state, obs, policy_state, record)`
+      with one key for the action and one for the environment; `instead`, if given, makes of the
+      action sampled the one that is taken.
     """
     space = env.action_space(env_params)
 
-    def step(time, state, obs, policy_state, first_action=None):
+    def step(params, keys, state, obs, policy_state, instead=None):
+        action_key, env_key = keys
         policy_state, distribution = policy.step(params, policy_state, obs)
-        action = distribution.sample(jax.random.fold_in(action_key, time))
-        if first_action is not None:
-            action = jnp.where(time == 0, first_action, action)
+        action = distribution.sample(action_key)
+        if instead is not None:
+            action = instead(action)
         taken = to_action(space, distribution, action)
         next_obs, next_state, reward, terminated, _ = env.step_env(
-            jax.random.fold_in(env_key, time), state, taken, env_params
+            env_key, state, taken, env_params
         )
         record = Trajectory(
             obs=obs,
@@ -221,14 +229,24 @@ def row_step(action_key, env_key, env, env_params, policy, params):
     return step
 
 
-def _scan_while_live(step, carry, horizon):
-    """`scan` of `step` over at most `horizon` steps, in blocks, until no row is live.
+def _scan(step, carry, keys, start, num_steps):
+    """`scan` of `step(carry, time, keys)` from a time on, each step with keys of its own.
+
+    They are made all at once: hashed step by step, they would take longer than what they are for.
+    """
+    times = start + jnp.arange(num_steps)
+    of_step = [jax.vmap(jax.random.fold_in, (None, 0))(key, times) for key in keys]
+    return jax.lax.scan(lambda carry, x: step(carry, *x), carry, (times, of_step))
+
+
+def _scan_while_live(step, carry, keys, horizon):
+    """`_scan` over at most `horizon` steps, in blocks, until no row is live.
 
     The last entry of the carry is `live`. Steps never taken are zeros.
     """
-    num_blocks = -(-horizon // STEPS_BETWEEN_LOOKS)
+    num_blocks = -(-horizon // BLOCK)
     block = -(-horizon // num_blocks)
-    shapes = jax.eval_shape(step, carry, jnp.int32(0))
+    shapes = jax.eval_shape(step, carry, jnp.int32(0), keys)
     carry = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), carry, shapes[0])
     blank = jax.tree.map(lambda x: jnp.zeros((num_blocks, block, *x.shape), x.dtype), shapes[1])
 
@@ -238,13 +256,17 @@ def _scan_while_live(step, carry, horizon):
 
     def run_block(loop):
         index, carry, records = loop
-        carry, new = jax.lax.scan(step, carry, index * block + jnp.arange(block))
+        carry, new = _scan(step, carry, keys, index * block, block)
         store = lambda buffer, x: jax.lax.dynamic_update_index_in_dim(buffer, x, index, 0)
         return index + 1, carry, jax.tree.map(store, records, new)
 
     _, carry, records = jax.lax.while_loop(go_on, run_block, (jnp.int32(0), carry, blank))
-    in_one = lambda x: x.reshape(num_blocks * block, *x.shape[2:])[:horizon]
-    return carry, jax.tree.map(in_one, records)
+    return carry, jax.tree.map(lambda x: _in_one(x)[:horizon], records)
+
+
+def _in_one(x):
+    """Blocks `[K, B, ...]` one after the other, `[K B, ...]`."""
+    return x.reshape(-1, *x.shape[2:])
 
 
 def keep(new, old, where):

@@ -454,8 +454,8 @@ SIZE = 1000
 def summed(rows, env_steps=None, key=(0,)):
     """The block sums of materialised gradients, by the definition."""
     first = replicates.starts(len(rows))
-    pilot = rows[: replicates.PILOT].mean(0)
-    unit = np.sqrt(np.mean(np.sum(rows[: replicates.PILOT] ** 2, axis=1)))
+    pilot = rows[: replicates.pilots(len(rows))].mean(0)
+    unit = np.sqrt(np.mean(np.sum(rows[: replicates.pilots(len(rows))] ** 2, axis=1)))
     x = (rows - pilot) / unit
     square = np.sum(x**2, axis=1)
     each = [np.ones(len(x)), x, square, square**2, square[:, None] * x]

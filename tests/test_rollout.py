@@ -120,11 +120,11 @@ def test_stepping_stops_when_every_row_has_ended():
 
     lengths = jax.jit(run)(jax.random.key(0)).mask.sum(1)
     jax.effects_barrier()
-    assert len(taken) / 4 < lengths.max() + rollout.STEPS_BETWEEN_LOOKS
+    assert len(taken) / 4 < lengths.max() + rollout.BLOCK
     taken.clear()
     lengths = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 3)).mask.sum(2)
     jax.effects_barrier()
-    assert len(taken) / 12 < lengths.max() + rollout.STEPS_BETWEEN_LOOKS
+    assert len(taken) / 12 < lengths.max() + rollout.BLOCK
 
 
 def test_vmapped_equals_looped():

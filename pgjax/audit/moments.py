@@ -7,7 +7,7 @@ import numpy as np
 
 from pgjax.audit import intervals
 from pgjax.audit.intervals import Estimate
-from pgjax.audit.replicates import PILOT, Blocks, Sums
+from pgjax.audit.replicates import Blocks, Sums, pilots
 
 
 class Moments(NamedTuple):
@@ -189,7 +189,7 @@ def _fourth(sums: Sums, spread: float) -> np.ndarray:
 def _spread(blocks: Blocks, centre: np.ndarray) -> float:
     """centre' E[x x'] centre from the means of blocks, those that the pilot saw left out."""
     sums, num_blocks = blocks.sums, len(blocks.sums.count)
-    first = -(-PILOT * num_blocks // blocks.num_replicates)
+    first = -(-pilots(blocks.num_replicates) * num_blocks // blocks.num_replicates)
     first = first if first < num_blocks // 2 else 0
     means = (sums.x @ centre)[first:] / sums.count[first:]
     variance = np.var(means, ddof=1) * np.mean(sums.count[first:])

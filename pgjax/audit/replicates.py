@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from pgjax import backends
 from pgjax.score import GradientFn, Params
 
 BLOCKS = 64
@@ -84,7 +85,7 @@ def streamer(
         _, rows, metrics = jax.eval_shape(chunk, key, params, jnp.int32(0))
         like, _ = jax.eval_shape(gradient_fn, key, params)
         size = rows.shape[1]
-        (first, *_), _ = run(key, params, min(num_replicates, PILOT), size, nowhere(size))
+        (first, *_), _ = run(key, params, pilots(num_replicates), size, nowhere(size))
         pilot, unit = origin = _origin(first)
         state, seconds = run(key, params, num_replicates, size, origin)
         sums, scatter, nonfinite = jax.tree.map(lambda x: np.asarray(x, np.float64), state)
@@ -103,6 +104,11 @@ def streamer(
     return stream
 
 
+def pilots(num_replicates: int) -> int:
+    """Replicates of the pilot: few beside those it is for."""
+    return max(2, min(PILOT, num_replicates // 16))
+
+
 def adding(chunk: Callable[..., Any], num_replicates: int) -> Any:
     """`(state, key, params, start, limit, origin) -> state`, the one program of an audit.
 
@@ -114,7 +120,8 @@ def adding(chunk: Callable[..., Any], num_replicates: int) -> Any:
         index, gradient, metrics = chunk(key, params, start)
         return _add(state, index, gradient, metrics, limit, origin, jnp.asarray(first))
 
-    return jax.jit(add, donate_argnums=0)
+    options = dict(backends.current().compiler_options)
+    return jax.jit(add, donate_argnums=0, compiler_options=options)
 
 
 def starts(num_replicates: int) -> np.ndarray:

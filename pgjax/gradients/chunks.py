@@ -59,13 +59,20 @@ def accumulate(
     """Sum of `function(samples [B, ...], valid [B])` over chunks, shaped like `like`.
 
     The function must itself be a sum over samples in which the invalid ones count for nothing.
+    What rounding takes from the total is given back to the next part (Kahan 1965), so that the
+    error does not grow with the number of chunks.
     """
 
-    def add(index, total):
+    def add(index, carry):
+        total, surplus = carry
         part = function(_take(samples, chunks.index[index]), chunks.valid[index])
-        return jax.tree.map(jnp.add, total, part)
+        part = jax.tree.map(jnp.subtract, part, surplus)
+        new = jax.tree.map(jnp.add, total, part)
+        surplus = jax.tree.map(lambda new, old, part: (new - old) - part, new, total, part)
+        return new, surplus
 
-    return jax.lax.fori_loop(0, chunks.num, add, jax.tree.map(jnp.zeros_like, like))
+    zeros = jax.tree.map(jnp.zeros_like, like)
+    return jax.lax.fori_loop(0, chunks.num, add, (zeros, zeros))[0]
 
 
 def evaluate(function: Callable[[Any], jax.Array], samples: Any, chunks: Chunks) -> jax.Array:

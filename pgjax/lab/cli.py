@@ -73,22 +73,37 @@ def _commands(defaults: Config) -> dict[str, Callable[..., int]]:
     def train(
         config: Path | None = None,
         resume: Path | None = None,
+        devices: int | None = None,
+        memory_limit: str | None = None,
         settings: tyro.conf.OmitArgPrefixes[Config] = defaults,
     ) -> int:
         """Train a policy, or continue a run that was stopped or killed.
 
         Args:
           config: YAML file whose values the flags below override.
-          resume: Directory of a run to continue, bit for bit as if it had never stopped.
+          resume: Directory of a run to continue; on as many devices as before, bit for bit as if it
+            had never stopped.
+          devices: Devices that share out the seeds or the episodes of an update; None takes all,
+            on a CPU one a core.
+          memory_limit: Memory that programs may take, as in 8G; None lets them take what they do.
           settings: What the run is. Names are those of a YAML file, with dashes.
         """
         with refusing():
             if resume is not None and (config is not None or settings != Config()):
                 raise ValueError("--resume goes by the run's own config; drop the other flags")
             with without_collection():
+                from pgjax.lab import machine
+
+                machine.devices()  # before anything uses JAX
                 from pgjax.lab import run
 
-                ready = run.start(settings) if resume is None else run.resume(resume)
+                limit = None if memory_limit is None else machine.bytes_of(memory_limit)
+                limits = {"devices": devices, "memory_limit": limit}
+                ready = (
+                    run.start(settings, **limits)
+                    if resume is None
+                    else run.resume(resume, **limits)
+                )
         if run.is_finished(ready):
             print(f"{ready.directory.path} is finished: {ready.config.num_updates} updates done")
             return 0
@@ -151,7 +166,9 @@ def _evaluate(
       greedy: Act by the mode of the policy instead of by sampling.
     """
     with refusing():
-        from pgjax.lab import evaluation
+        from pgjax.lab import evaluation, machine
+
+        machine.devices()  # before anything uses JAX
         from pgjax.lab import run as runs
 
         configs.count("episodes", episodes)

@@ -78,8 +78,8 @@ class Config:
     """How both learning rates change over the run: constant, or linear or cosine down to zero."""
     max_grad_norm: float | None = None
     """Global norm the gradient is clipped to, policy and value function apart; None never clips."""
-    chunk_size: int = 4096
-    """Samples whose gradient is held in memory at once."""
+    chunk_size: int | None = None
+    """Samples whose gradient is held in memory at once; None takes what suits the device."""
 
     seed: int = 0
     """First seed; the run uses seed, seed + 1, ..."""
@@ -184,8 +184,9 @@ def validate(config: Config) -> None:
         count(argument, getattr(config, argument))
     for width in config.hidden:
         count("hidden", width)
-    if config.horizon is not None:
-        count("horizon", config.horizon)
+    for argument in ("horizon", "chunk_size"):
+        if getattr(config, argument) is not None:
+            count(argument, getattr(config, argument))
     checks.at_least("seed", config.seed, 0)
     if config.seed + config.seeds > 2**32:
         raise ValueError(
@@ -217,7 +218,6 @@ def count(argument: str, value: int, least: int = 1) -> None:
 _COUNTS = (
     "num_episodes",
     "num_updates",
-    "chunk_size",
     "seeds",
     "evaluation_episodes",
     "updates_per_call",

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from pgjax import environments, estimators, gradients, policies, rollout, score, train
 from pgjax.lab import config as configs
@@ -105,10 +106,14 @@ def blank_observation(env: Any, env_params: Any) -> jax.Array:
     return jnp.zeros(obs.shape, obs.dtype)
 
 
-def build(config: Config) -> Experiment:
+def build(config: Config, mesh: Mesh | None = None) -> Experiment:
     """Checks every choice and puts the experiment together.
 
     The config's own numbers and seed are not looked at again: a run takes them from its `Inputs`.
+
+    Args:
+      config: of the run.
+      mesh: devices that the episodes are shared out over (`sharding.mesh`); None for one.
 
     Raises:
       ValueError: names the argument, its value and what is allowed.
@@ -128,6 +133,7 @@ def build(config: Config) -> Experiment:
             horizon=own.horizon,
             value_function=value_function,
             chunk_size=config.chunk_size,
+            mesh=mesh,
         )
 
     def parts(numbers: Mapping[str, Any]):
@@ -154,18 +160,21 @@ def build(config: Config) -> Experiment:
         inputs: Inputs, params: Any, *, num_episodes: int, draw: int = 0, greedy: bool = False
     ):
         own, _, _ = parts(inputs.numbers)
+        # Which episodes come first does not depend on how many there are: enough for all devices.
+        num_devices = 1 if mesh is None else mesh.size
         trajectory = rollout.episodes(
             jax.random.fold_in(inputs.evaluation, draw),
             own.env,
             own.env_params,
             policies.greedy(own.policy) if greedy else own.policy,
             params if value_function is None else params["policy"],
-            num_episodes=num_episodes,
+            num_episodes=-(-num_episodes // num_devices) * num_devices,
             horizon=own.horizon,
+            mesh=mesh,
         )
         return {
-            "return": jnp.sum(trajectory.reward, axis=1),
-            "episode_length": jnp.sum(trajectory.mask, axis=1),
+            "return": jnp.sum(trajectory.reward, axis=1)[:num_episodes],
+            "episode_length": jnp.sum(trajectory.mask, axis=1)[:num_episodes],
         }
 
     return Experiment(init, run, evaluate)

@@ -27,6 +27,19 @@ def devices() -> list[Any]:
     return jax.local_devices()
 
 
+def take(num: int | None = None) -> list[Any]:
+    """So many devices of every process that takes part; None takes all.
+
+    Raises:
+      ValueError: there are fewer, or it is no number of devices.
+    """
+    found = [jax.local_devices(process_index=index) for index in range(jax.process_count())]
+    fewest = min(map(len, found))
+    if num is not None and not 1 <= num <= fewest:
+        raise ValueError(f"devices={num!r} must be from 1 to {fewest}, the devices there are")
+    return [device for own in found for device in own[:num]]
+
+
 def cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

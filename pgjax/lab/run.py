@@ -25,6 +25,7 @@ from pgjax.lab import (
     experiment,
     interrupts,
     loggers,
+    machine,
     parallel,
     plots,
     records,
@@ -33,7 +34,7 @@ from pgjax.lab.advance import Progress
 from pgjax.lab.config import Config
 from pgjax.lab.directory import Directory
 from pgjax.lab.experiment import Experiment, Inputs
-from pgjax.train import TrainState
+from pgjax.lab.parallel import Placed
 
 
 class Run(NamedTuple):
@@ -41,32 +42,47 @@ class Run(NamedTuple):
 
     directory: Directory
     config: Config
-    experiment: Experiment  # over seeds
+    placed: Placed  # the seeds, on devices
     inputs: Inputs  # of each seed
     restored: Progress | None  # None at the start
 
+    @property
+    def experiment(self) -> Experiment:
+        """Of all seeds."""
+        return self.placed.experiment
 
-def start(config: Config) -> Run:
+
+def start(config: Config, *, devices: int | None = None, memory_limit: int | None = None) -> Run:
     """Checks a config, then makes the directory of its run.
+
+    Args:
+      config: what the run is.
+      devices: how many it may use; None takes all.
+      memory_limit: bytes that its programs may take; None lets them take what they do.
 
     Raises:
       ValueError: a choice that cannot be, or a directory that exists; nothing is written then.
     """
     with _fitting(config):
-        trainer = parallel.over_runs(experiment.build(config), parallel.block(config))
         directory.vacant(config)
         loggers.check(config.loggers)
-        inputs = experiment.inputs(experiment.each_seed(config))
+        placed, inputs = _place(config, devices, memory_limit)
         # Tracing finds what does not fit together, and compiling uses the trace again.
-        state = jax.eval_shape(trainer.init, inputs)
-        trainer.train.trace(inputs, state, num_steps=next(_sizes(config, 0)))
-    return Run(directory.create(config), config, trainer, inputs, None)
+        own, state = placed.arguments(inputs)[0]
+        placed.over_runs.train.trace(own, state, num_steps=next(_sizes(config, 0)))
+    return Run(directory.create(config), config, placed, inputs, None)
 
 
-def resume(path: str | Path) -> Run:
+def resume(path: str | Path, *, devices: int | None = None, memory_limit: int | None = None) -> Run:
     """A run picked up at its newest intact checkpoint, or at its start without one.
 
-    Records of what comes after it are dropped.
+    Records of what comes after it are dropped. On other devices than before, or with another limit,
+    it goes on with sums that are rounded otherwise.
+
+    Args:
+      path: directory of the run.
+      devices: how many it may use; None takes all.
+      memory_limit: bytes that its programs may take; None lets them take what they do.
 
     Raises:
       ValueError: there is no run, another process follows it, its checkpoints are not its own or
@@ -74,7 +90,7 @@ def resume(path: str | Path) -> Run:
     """
     found, _ = directory.find(path)
     with directory.locked(found.path):
-        run = _look(path)
+        run = _look(path, devices, memory_limit)
         for file in (found.metrics, found.timings):
             records.truncate(file, 0 if run.restored is None else run.restored.update)
     return run
@@ -161,13 +177,18 @@ def _fitting(config: Config) -> Iterator[None]:
         raise ValueError(f"env_params={config.env_params!r} do not fit: {error}") from error
 
 
-def _look(path: str | Path) -> Run:
+def _look(path: str | Path, devices: int | None = None, memory_limit: int | None = None) -> Run:
     found, config = directory.find(path)
     with _fitting(config):
-        trainer = parallel.over_runs(experiment.build(config), parallel.block(config))
-        inputs = experiment.inputs(experiment.each_seed(config))
-        template = jax.eval_shape(trainer.init, inputs)
-    return Run(found, config, trainer, inputs, _restore(found, config, template))
+        placed, inputs = _place(config, devices, memory_limit)
+    return Run(found, config, placed, inputs, _restore(found, config, placed, inputs))
+
+
+def _place(config: Config, devices: int | None, memory_limit: int | None) -> tuple[Placed, Inputs]:
+    """The seeds of a config on devices, and what they are given there."""
+    placed = parallel.fit(config, machine.take(devices), memory_limit)
+    inputs = experiment.inputs(experiment.each_seed(config))
+    return placed, jax.device_put(inputs, placed.sharding)
 
 
 def _conclude(run: Run, progress: Progress) -> None:
@@ -186,7 +207,8 @@ def _conclude(run: Run, progress: Progress) -> None:
     print(f"{run.directory.path}: {', '.join(names)}", flush=True)
 
 
-def _restore(found: Directory, config: Config, template: TrainState) -> Progress | None:
+def _restore(found: Directory, config: Config, placed: Placed, inputs: Inputs) -> Progress | None:
+    template = jax.eval_shape(placed.over_runs.init, inputs)
     restored = checkpoints.restore(found.checkpoints, template, identity(config))
     if restored is None:
         return None
@@ -197,7 +219,7 @@ def _restore(found: Directory, config: Config, template: TrainState) -> Progress
     env_steps, skipped = (
         np.array([row[name] for row in last], np.int64) for name in ("env_steps", "skipped")
     )
-    return Progress(update, state, env_steps, skipped)
+    return Progress(update, jax.device_put(state, placed.sharding), env_steps, skipped)
 
 
 def _begin(run: Run) -> Progress:
@@ -207,14 +229,7 @@ def _begin(run: Run) -> Progress:
 
 
 def _compile_evaluation(run: Run) -> None:
-    state = jax.eval_shape(run.experiment.init, run.inputs)
-    run.experiment.evaluate.lower(
-        run.inputs,
-        state.params,
-        num_episodes=run.config.evaluation_episodes,
-        draw=0,
-        greedy=False,
-    ).compile()
+    run.placed.compile_evaluation(run.inputs, run.config.evaluation_episodes)
 
 
 def _sizes(config: Config, update: int) -> Iterator[int]:
@@ -242,11 +257,10 @@ def _train(
     log: Callable[[loggers.Rows], None],
 ) -> Progress:
     config, files = run.config, run.directory
-    state = jax.eval_shape(run.experiment.init, run.inputs)
     update = 0 if run.restored is None else run.restored.update
     size = next(_sizes(config, update), None)
     if size is not None:
-        run.experiment.train.lower(run.inputs, state, num_steps=size).compile()
+        run.placed.compile_training(run.inputs, size)
     progress, saved = beginning.result(), update
     seeds = config.seed + np.arange(config.seeds)
     with records.Records(files.metrics) as metrics, records.Records(files.timings) as timings:

@@ -29,10 +29,10 @@ def compiled_once():
     """Runs of the same choices share their compiled programs, or compiling would be all we do."""
     build, over_runs, built = experiment.build, parallel.over_runs, {}
 
-    def build_once(settings):
-        choices = run.identity(dataclasses.replace(settings, seed=0, seeds=1))
+    def build_once(settings, mesh=None):
+        choices = run.identity(dataclasses.replace(settings, seed=0, seeds=1)), mesh
         if choices not in built:
-            built[choices] = build(settings)
+            built[choices] = build(settings, mesh)
         return built[choices]
 
     with pytest.MonkeyPatch.context() as patch:

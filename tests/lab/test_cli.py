@@ -24,7 +24,7 @@ def settings(monkeypatch):
     """The configs that `train` would have started."""
     started = []
 
-    def start(settings):
+    def start(settings, **_):
         started.append(settings)
         raise ValueError("not today")
 
@@ -159,7 +159,7 @@ def test_a_run_whose_checkpoints_are_not_its_own_is_refused(finished, capsys, el
 
 
 def test_mistakes_of_ours_are_not_blamed_on_the_user(monkeypatch):
-    def broken(_):
+    def broken(*_, **__):
         raise ZeroDivisionError
 
     monkeypatch.setattr(run, "start", broken)
@@ -168,7 +168,7 @@ def test_mistakes_of_ours_are_not_blamed_on_the_user(monkeypatch):
 
 
 def test_what_does_not_fit_an_override_is_laid_to_it_and_else_to_us(monkeypatch, capsys):
-    def broken(_):
+    def broken(*_, **__):
         raise TypeError("no such array")
 
     monkeypatch.setattr(run.experiment, "build", broken)
@@ -179,7 +179,7 @@ def test_what_does_not_fit_an_override_is_laid_to_it_and_else_to_us(monkeypatch,
 
 
 def test_ctrl_c_is_one_line(monkeypatch, capsys):
-    def interrupted(_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "start", interrupted)

@@ -282,24 +282,29 @@ def test_gradients_that_are_not_finite_are_reported_with_update_and_seed(tiny):
     assert max(row["skipped"] for row in rows) > 0
 
 
-def test_a_run_compiles_its_training_once(tiny, caplog):
+@pytest.fixture
+def compilations(caplog):
+    """Counts how often training is compiled, in whatever thread."""
+    jax.config.update("jax_log_compiles", True)
+    yield lambda: sum("XLA compilation of jit(train)" in text for text in caplog.messages)
+    jax.config.update("jax_log_compiles", False)
+
+
+def test_a_run_compiles_its_training_once(tiny, compilations):
     # Choices of its own: no other test has compiled them.
-    fresh = dataclasses.replace(tiny, num_episodes=3, num_updates=8)
-    with jax.log_compiles():
-        started = run.start(fresh)
-        run.follow(started)
-    assert sum("XLA compilation of jit(train)" in text for text in caplog.messages) == 1
+    settings = dataclasses.replace(tiny, num_episodes=3, num_updates=8)
+    run.follow(run.start(settings, devices=1))
+    assert compilations() == 1
 
 
-def test_a_resumed_run_compiles_its_training_once(finished, tiny, caplog):
+def test_a_resumed_run_compiles_its_training_once(finished, tiny, compilations):
     where = copy_of(finished, tiny)
     longer = dataclasses.replace(tiny, num_updates=13)
     where.config.write_text(config.dump(longer))
-    resumed = run.resume(where.path)
+    resumed = run.resume(where.path, devices=1)
     fresh = parallel.over_runs.__wrapped__(experiment.build(tiny))
-    with jax.log_compiles():
-        run.follow(resumed._replace(experiment=fresh))
-    assert sum("XLA compilation of jit(train)" in text for text in caplog.messages) == 1
+    run.follow(resumed._replace(placed=resumed.placed._replace(over_runs=fresh)))
+    assert compilations() == 1
 
 
 def test_a_process_killed_once_ends_as_if_never_killed(finished, tiny):
@@ -327,12 +332,12 @@ def test_kill_minus_nine_at_any_moment(tmp_path):
     settings = dataclasses.replace(
         _long(tmp_path), name="straight", evaluation_episodes=5, num_updates=600
     )
-    straight = run.start(settings)
+    straight = run.start(settings, devices=1)
     run.follow(straight)
     killed = dataclasses.replace(settings, name="killed")
     file = tmp_path / "killed.yaml"
     file.write_text(config.dump(killed))
-    command = [sys.executable, "-m", "pgjax", "train"]
+    command = [sys.executable, "-m", "pgjax", "train", "--devices", "1"]
     arguments, kills, rng = ["--config", str(file)], 0, random.Random(0)
     where = directory.Directory(tmp_path / "runs" / "killed")
     while True:

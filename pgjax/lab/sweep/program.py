@@ -2,16 +2,17 @@
 
 import json
 from collections.abc import Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import NamedSharding, SingleDeviceSharding
+from jax.sharding import NamedSharding
 
 from pgjax.lab import experiment, machine, parallel
 from pgjax.lab.config import ENV_PARAMS, Config
 from pgjax.lab.experiment import Experiment
+from pgjax.lab.parallel import Placed
 
 
 class Program(NamedTuple):
@@ -72,8 +73,10 @@ def fit(
     # Where nothing asks for less, a device may stand in for a run that is missing.
     most = at_once if at_once and at_once < num_runs else _rounded_up(num_runs, len(devices))
     width = _even(num_runs, most, len(devices))
+    one = experiment.inputs([config])
     while True:
-        memory = len(devices) * _memory(over, config, devices, width)
+        blank = jax.tree.map(partial(_like, width), one)
+        memory = parallel.memory(Placed(over, devices), blank, config)
         if memory <= memory_limit:
             return Program(over, devices, width, memory)
         if width == len(devices):
@@ -103,29 +106,6 @@ def _rounded_up(num: int, num_devices: int) -> int:
     return -(-num // num_devices) * num_devices
 
 
-def _memory(over: Experiment, config: Config, devices: Sequence[Any], width: int) -> int:
-    """Bytes that the larger of two programs takes on a device; compiles both, for each device."""
-
-    def compiled(device: Any) -> int:
-        def like(x: Any) -> jax.ShapeDtypeStruct:
-            shape = (width // len(devices), *x.shape[1:])
-            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=SingleDeviceSharding(device))
-
-        inputs = jax.tree.map(like, experiment.inputs([config]))
-        state = jax.tree.map(like, jax.eval_shape(over.init, inputs))
-        training = over.train.lower(inputs, state, num_steps=num_updates(config, 0)).compile()
-        evaluation = over.evaluate.lower(
-            inputs, state.params, num_episodes=config.evaluation_episodes
-        ).compile()
-        return max(map(_bytes, (training, evaluation)))
-
-    with ThreadPoolExecutor(len(devices)) as pool:
-        return max(pool.map(compiled, devices))
-
-
-def _bytes(compiled: Any) -> int:
-    found = compiled.memory_analysis()
-    if found is None:
-        return 0
-    parts = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
-    return parts - found.alias_size_in_bytes
+def _like(width: int, x: Any) -> jax.ShapeDtypeStruct:
+    """The shape of what one run is given, for many."""
+    return jax.ShapeDtypeStruct((width, *x.shape[1:]), x.dtype)

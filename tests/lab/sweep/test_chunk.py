@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from pgjax import backends
 from pgjax.lab import advance, checkpoints, parallel, records
 from pgjax.lab import run as training
 from pgjax.lab.sweep import chunk as chunks
@@ -104,7 +105,8 @@ def test_it_does_not_matter_how_many_go_at_once_nor_beside_whom(changed, sweep, 
 
 def test_it_does_not_matter_in_which_blocks_runs_are_trained(sweep, carried, monkeypatch):
     expected = carried(sweep)
-    monkeypatch.setattr(parallel, "ROWS", 4 * sweep.base.num_episodes)
+    fewer = backends.CPU._replace(rows=4 * sweep.base.num_episodes)
+    monkeypatch.setattr(backends, "CPU", fewer)
     assert parallel.block(sweep.base) == 4  # of six runs
     for run, found in carried(sweep).items():
         assert_same(found, expected[run])

@@ -13,7 +13,7 @@ from pgjax.lab.sweep.settings import Sweep
 def uncompiled(monkeypatch):
     """Every run takes a megabyte, and no program is compiled to find out."""
     monkeypatch.setattr(
-        programs, "_memory", lambda over, config, devices, width: 10**6 * width // len(devices)
+        programs.parallel, "memory", lambda placed, inputs, config: 10**6 * len(inputs.init)
     )
 
 

@@ -1,0 +1,5 @@
+"""All devices; imported before gymnax, which uses JAX when it is imported, makes each core one."""
+
+from pgjax.lab import machine
+
+DEVICES = machine.devices()

@@ -1,0 +1,293 @@
+"""The one place that keeps results, and says what moved since they were kept last.
+
+A result is rows: what was measured (`case`), and by name what every round measured. Results of a
+machine lie in `results/<machine kind>/<benchmark>.json`, and are compared with those of the same
+kind only. A figure has moved if its medians differ by more than the interquartile ranges of both
+together, and by more than 5%.
+"""
+
+import argparse
+import json
+import math
+import platform
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+RESULTS = Path(__file__).parent / "results"
+LEAST = 0.05
+"""Share of a figure below which no difference counts as one."""
+
+Row = dict[str, Any]
+"""`case`, `measured` (median, quartiles and rounds by name) and `facts`, as `row` makes it."""
+
+
+class Move(NamedTuple):
+    """A figure that is not what it was."""
+
+    case: str
+    name: str
+    before: float
+    after: float
+
+
+def row(
+    case: Mapping[str, str | int | float | bool],
+    rounds: Mapping[str, Sequence[float]],
+    facts: Mapping[str, Any] | None = None,
+) -> Row:
+    """One row of a result.
+
+    Args:
+      case: what was measured; tells the row from the others of its benchmark.
+      rounds: by name, what each round measured; one round for what has no spread, as bytes.
+      facts: what else to keep, which is never compared.
+
+    Raises:
+      ValueError: no rounds, or one that is not a finite number.
+    """
+    made = {"case": dict(case), "measured": {name: _summary(name, rounds[name]) for name in rounds}}
+    return made | ({"facts": dict(facts)} if facts else {})
+
+
+def median(of: Row, name: str) -> float:
+    """The median of one figure of a row."""
+    return of["measured"][name]["median"]
+
+
+def machine() -> dict[str, str]:
+    """What was measured on; `kind` is what results are kept under."""
+    import jax
+
+    from pgjax.lab import machine
+
+    return {
+        "kind": kind(),
+        "devices": machine.describe(),
+        "cores": str(machine.cores()),
+        "processor": _processor(),
+        "jax": jax.__version__,
+    }
+
+
+def kind() -> str:
+    """The kind of machine, such as cpu-2-x86_64 or gpu-1-nvidia-h200."""
+    import jax
+
+    from pgjax.lab import machine
+
+    devices = jax.devices()
+    if devices[0].platform == "cpu":
+        return _slug(f"cpu-{machine.cores()}-{platform.machine()}")
+    return _slug(f"{devices[0].platform}-{len(devices)}-{devices[0].device_kind}")
+
+
+def path(benchmark: str, results: Path | None = None) -> Path:
+    """Where a benchmark's result of this kind of machine is kept."""
+    return (results or RESULTS) / kind() / f"{benchmark}.json"
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A result that is kept, empty where there is none."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def compare(
+    benchmark: str,
+    rows: Iterable[Row],
+    *,
+    settings: Mapping[str, Any] | None = None,
+    results: Path | None = None,
+) -> list[str]:
+    """Lines that say what moved since the result of this kind of machine was kept."""
+    rows = list(rows)
+    before = read(path(benchmark, results))
+    if not before:
+        return [f"{benchmark}: nothing is kept of {kind()} to compare with"]
+    if before.get("settings", {}) != _plain(settings):
+        return [f"{benchmark}: kept with other settings, so nothing is compared"]
+    pairs = _pairs(before["rows"], rows)
+    moves = moved(before["rows"], rows)
+    ratios = [new["median"] / old["median"] for *_, old, new in pairs if old["median"]]
+    lines = [
+        f"moved: {move.case}, {move.name}: {in_short(move.before)} -> {in_short(move.after)} "
+        f"({_change(move)})"
+        for move in moves
+    ]
+    together = f", all by a median of {statistics.median(ratios) - 1:+.0%}" if ratios else ""
+    count = f"{len(moves)} of {len(pairs)} figures"
+    return [*lines, f"{benchmark}: {count} moved by more than their noise{together}"]
+
+
+def moved(before: Iterable[Row], after: Iterable[Row]) -> list[Move]:
+    """The figures that differ by more than their noise, of the cases that both have."""
+    return [
+        Move(case, name, old["median"], new["median"])
+        for case, name, old, new in _pairs(before, after)
+        if _differ(old, new)
+    ]
+
+
+def keep(
+    benchmark: str,
+    rows: Sequence[Row],
+    *,
+    settings: Mapping[str, Any] | None = None,
+    results: Path | None = None,
+) -> None:
+    """Says what moved since the last time, and keeps the rows in place of those.
+
+    Args:
+      benchmark: its module's name.
+      rows: from `row`, each with a case of its own.
+      settings: what all rows have in common; results of other settings are not compared.
+      results: the directory of all kinds of machines; None for the one beside this file.
+
+    Raises:
+      ValueError: two rows of one case.
+    """
+    _by_case(rows)
+    for line in compare(benchmark, rows, settings=settings, results=results):
+        print(line)
+    file = path(benchmark, results)
+    content = {
+        "command": f"python -m benchmarks.{benchmark}",
+        "machine": machine(),
+        "settings": _plain(settings),
+        "rows": rows,
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(_lines(content) + "\n", encoding="utf-8")
+
+
+def run(
+    benchmark: str,
+    measure: Callable[[bool], list[Row]],
+    arguments: Sequence[str],
+    *,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """The command line of a benchmark: measures, prints a table, and keeps the rows.
+
+    Args:
+      benchmark: its module's name.
+      measure: the rows, given whether to be quick instead of right.
+      arguments: of the command line.
+      settings: what all rows have in common.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{benchmark}")
+    parser.add_argument("--smoke", action="store_true", help="toy size, nothing is kept")
+    parser.add_argument("--compare", action="store_true", help="compare, and keep nothing")
+    flags = parser.parse_args(arguments)
+    rows = measure(flags.smoke)
+    print(table(rows))
+    if flags.compare and not flags.smoke:
+        print(*compare(benchmark, rows, settings=settings), sep="\n")
+    elif not flags.smoke:
+        keep(benchmark, rows, settings=settings)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Cases, medians and half the interquartile range, in columns."""
+    cases = list(dict.fromkeys(name for row in rows for name in row["case"]))
+    figures = list(dict.fromkeys(name for row in rows for name in row["measured"]))
+    cells = [[*cases, *figures]]
+    for row in rows:
+        own = [str(row["case"].get(name, "")) for name in cases]
+        cells.append(own + [_with_spread(row["measured"].get(name)) for name in figures])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    justified = (
+        [
+            cell.ljust(width) if index < len(cases) else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in cells
+    )
+    return "\n".join("  ".join(line).rstrip() for line in justified)
+
+
+def in_short(number: float) -> str:
+    """A number to three digits, thousands, millions and so on by their letter."""
+    for unit in ("", " k", " M", " G"):
+        if abs(number) < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g} T"
+
+
+def _summary(name: str, rounds: Sequence[float]) -> dict[str, Any]:
+    numbers = [float(f"{x:.9g}") for x in rounds]
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name} must have finite rounds, and has {numbers}")
+    low, middle, high = (
+        statistics.quantiles(numbers, n=4, method="inclusive") if len(numbers) > 1 else 3 * numbers
+    )
+    return {"median": middle, "low": low, "high": high, "rounds": numbers}
+
+
+def _differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    noise = sum(each["high"] - each["low"] for each in (old, new))
+    difference = abs(new["median"] - old["median"])
+    return difference > max(noise, LEAST * abs(old["median"]))
+
+
+def _pairs(before: Iterable[Row], after: Iterable[Row]) -> list[tuple[str, str, dict, dict]]:
+    """Case, name, and the figure of then and of now, wherever there are both."""
+    then = _by_case(before)
+    return [
+        (case, name, then[case]["measured"][name], figure)
+        for case, now in _by_case(after).items()
+        for name, figure in now["measured"].items()
+        if case in then and name in then[case]["measured"]
+    ]
+
+
+def _by_case(rows: Iterable[Row]) -> dict[str, Row]:
+    found: dict[str, Row] = {}
+    for each in rows:
+        case = ", ".join(f"{name} {value}" for name, value in each["case"].items())
+        if case in found:
+            raise ValueError(f"two rows are of the case {case!r}")
+        found[case] = each
+    return found
+
+
+def _change(move: Move) -> str:
+    return f"{move.after / move.before - 1:+.0%}" if move.before else "from zero"
+
+
+def _with_spread(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return ""
+    if len(figure["rounds"]) == 1 or not figure["median"]:
+        return in_short(figure["median"])
+    spread = (figure["high"] - figure["low"]) / 2 / abs(figure["median"])
+    return f"{in_short(figure['median'])} ±{spread:.0%}"
+
+
+def _plain(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(dict(settings or {})))
+
+
+def _lines(content: Mapping[str, Any]) -> str:
+    """JSON with one case or figure a line."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    for innermost in (r"\[[^\[\]{}]*\]", r"\{[^{}]*\}"):
+        text = re.sub(innermost, lambda found: re.sub(r"\s*\n\s*", " ", found[0]), text)
+    return text
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-")
+
+
+def _processor() -> str:
+    """The processor's own name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,44 @@
+"""Seconds of programs that are compared, taken in turn."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+
+Name = TypeVar("Name")
+
+
+def interleaved(
+    calls: Mapping[Name, Callable[[], Any]], *, rounds: int, least: float = 0.0
+) -> dict[Name, list[float]]:
+    """Seconds of one call of each, by round; a machine that drifts drifts for all of them.
+
+    Each is called twice before any round counts: first calls are slower, compiled or not.
+
+    Args:
+      calls: by name; what they return is waited for.
+      rounds: how often each is timed.
+      least: seconds of a round at least: what is quicker is called several times in a row.
+    """
+    for call in calls.values():
+        seconds(call)
+    repeats = {name: math.ceil(least / seconds(call)) for name, call in calls.items()}
+    found: dict[Name, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            if repeats[name] > 1:
+                seconds(call)  # What ran before may still be giving back its memory.
+            found[name].append(
+                statistics.fmean(seconds(call) for _ in range(max(1, repeats[name])))
+            )
+    return found
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """Seconds until what a call returns is there."""
+    begun = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - begun
