@@ -23,6 +23,8 @@ class Backend(NamedTuple):
     """Whether vmapped gradients are made one after the other."""
     copy_transposes: bool
     """Whether a transposed factor of a matrix product is copied first."""
+    precisions: tuple[str, ...]
+    """Precisions of matrix products to choose from, the first by default."""
     compiler_options: Mapping[str, int | bool | str]
     """What XLA is told where pgjax compiles."""
     seldom_run_options: Mapping[str, int | bool | str]
@@ -35,6 +37,7 @@ CPU = Backend(
     seldom=32,
     in_turn=True,
     copy_transposes=True,
+    precisions=("float32",),
     # A level of one runs as fast as XLA's own three, and compiles a quarter faster.
     compiler_options={"xla_cpu_prefer_vector_width": 512, "xla_backend_optimization_level": 1},
     seldom_run_options={"xla_backend_optimization_level": 0},
@@ -45,6 +48,7 @@ ACCELERATOR = Backend(
     seldom=None,
     in_turn=False,
     copy_transposes=False,
+    precisions=("float32", "tensorfloat32", "bfloat16"),
     compiler_options={},
     seldom_run_options={},
 )

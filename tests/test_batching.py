@@ -68,3 +68,31 @@ def test_a_block_stops_when_its_own_calls_are_done():
     limits = jnp.array([1, 2, 9, 3])
     np.testing.assert_array_equal(batching.vmap_in_blocks(steps_of_all, 2)(limits), [2, 2, 9, 9])
     np.testing.assert_array_equal(batching.vmap_in_blocks(steps_of_all, None)(limits), [9] * 4)
+
+
+def test_seldom_needed_work_is_done_where_it_is_needed():
+    called = []
+
+    def slow(x, y):
+        jax.debug.callback(called.append, x)
+        return {"sum": x + y, "index": jnp.int8(y)}
+
+    apply = batching.seldom(slow)
+    x, otherwise = jnp.arange(200.0), {"sum": -jnp.ones(200), "index": jnp.zeros(200, jnp.int32)}
+    needed = x % 5 == 3
+    run = jax.vmap(apply, (0, 0, 0, None))
+    found = jax.jit(run)(needed, otherwise, x, 7)
+    jax.effects_barrier()
+    assert len(called) == 64  # forty calls, thirty-two at a time
+    np.testing.assert_array_equal(found["sum"], np.where(needed, x + 7, -1))
+    np.testing.assert_array_equal(found["index"], np.where(needed, 7, 0))
+    assert found["index"].dtype == jnp.int32
+    one = apply(True, {"sum": 0.0, "index": 0}, 1.0, 2)
+    assert one["sum"] == 3 and one["index"] == 2
+
+
+def test_seldom_needed_work_may_be_vmapped_twice():
+    apply = batching.seldom(lambda x: x + 1)
+    needed, x = jax.random.bernoulli(jax.random.key(0), 0.3, (3, 100)), jnp.ones((3, 100))
+    found = jax.jit(jax.vmap(jax.vmap(apply)))(needed, jnp.zeros((3, 100)), x)
+    np.testing.assert_array_equal(found, 2 * needed)

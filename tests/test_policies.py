@@ -1,5 +1,6 @@
 """Policies: the contract, the heads, and the refusal of what does not fit."""
 
+import functools
 import re
 
 import jax
@@ -126,3 +127,17 @@ def test_bad_input(arguments, message):
 def test_bad_network(kwargs, message):
     with pytest.raises(ValueError, match=message):
         build("mlp", "auto", "CartPole-v1", **kwargs)
+
+
+@pytest.mark.parametrize("shape", [(3,), (5, 3)])
+def test_the_product_has_all_the_derivatives_of_one(shape):
+    key = jax.random.key(0)
+    x, kernel = jax.random.normal(key, shape), jax.random.normal(key, (3, 2))
+    of = lambda product: lambda x, kernel: jnp.sum(jnp.tanh(product(x, kernel)) ** 2)
+    ours, plain = of(policies.matmul), of(jnp.matmul)
+    for derivative in (jax.grad, jax.jacfwd, jax.hessian):
+        derivative = functools.partial(derivative, argnums=(0, 1))
+        found, expected = derivative(ours)(x, kernel), derivative(plain)(x, kernel)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected
+        )

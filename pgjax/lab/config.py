@@ -81,6 +81,9 @@ class Config:
     chunk_size: int | None = None
     """Samples whose gradient is held in memory at once; None takes what suits the device."""
 
+    precision: str = "float32"
+    """Precision of matrix products: float32, or tensorfloat32 or bfloat16 on an accelerator."""
+
     seed: int = 0
     """First seed; the run uses seed, seed + 1, ..."""
     seeds: int = 1

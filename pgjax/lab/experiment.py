@@ -11,7 +11,17 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from pgjax import environments, estimators, gradients, policies, rollout, score, train
+from pgjax import (
+    backends,
+    checks,
+    environments,
+    estimators,
+    gradients,
+    policies,
+    rollout,
+    score,
+    train,
+)
 from pgjax.lab import config as configs
 from pgjax.lab.config import ENV_PARAMS, Config
 from pgjax.train import TrainState
@@ -65,6 +75,7 @@ def setting(config: Config) -> Setting:
       ValueError: names the argument, its value and what is allowed.
     """
     configs.validate(config)
+    checks.choice("precision", config.precision, backends.current().precisions)
     env, env_params = environments.make(config.env, **config.env_params)
     horizon = _horizon(config, env_params)
     value_function = policies.make_value(config.policy, env, env_params, **_network(config))
@@ -177,7 +188,7 @@ def build(config: Config, mesh: Mesh | None = None) -> Experiment:
             "episode_length": jnp.sum(trajectory.mask, axis=1)[:num_episodes],
         }
 
-    return Experiment(init, run, evaluate)
+    return Experiment(*(_in_precision(config.precision, each) for each in (init, run, evaluate)))
 
 
 def describe(config: Config) -> str:
@@ -227,6 +238,19 @@ def optimizer(
     value = _optimizer(config, numbers, "value_learning_rate")
     labels = {"policy": "policy", "value": "value"}
     return optax.partition({"policy": policy, "value": value}, labels)
+
+
+def _in_precision(precision: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, whose matrix products have a precision, where there is one to choose."""
+    if len(backends.current().precisions) == 1:
+        return function
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with jax.default_matmul_precision(precision):
+            return function(*args, **kwargs)
+
+    return call
 
 
 def _optimizer(

@@ -1,0 +1,69 @@
+"""What is laid out for one kind of device gives what the layout for another gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pgjax import backends, environments, estimators, gradients, policies
+from pgjax.lab import experiment, parallel
+from pgjax.lab.config import Config
+
+LAYOUTS = {
+    "accelerator": backends.ACCELERATOR,
+    "small blocks": backends.CPU._replace(rows=4, chunk_size=8, seldom=2),
+    "one chunk": backends.CPU._replace(chunk_size=10**6, rows=None, in_turn=False),
+}
+
+
+@pytest.fixture
+def laid_out_as(monkeypatch):
+    """A function that makes programs be laid out otherwise from now on."""
+    return lambda backend: monkeypatch.setattr(backends, "current", lambda: backend)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("rows", ["episodes", "segments"])
+def test_gradients_do_not_depend_on_the_layout(rows, layout, laid_out_as):
+    env, env_params = environments.make("CartPole-v1")
+    policy = policies.make("mlp", env, env_params, hidden=(8, 8))
+    value_function = policies.make_value("mlp", env, env_params, hidden=(8,))
+    key, obs = jax.random.key(0), jnp.zeros(4)
+    params = {"policy": policy.init(key, obs), "value": value_function.init(key, obs)}
+    common = (env, env_params, policy, estimators.estimator("gae", "standardise", "uniform"))
+    options = {"horizon": 33, "value_function": value_function}
+    hyper = estimators.Hyper(discount=0.9, entropy_cost=0.1)
+
+    def gradient(key):
+        if rows == "episodes":
+            gradient_fn = gradients.policy_gradient(*common, hyper, num_episodes=10, **options)
+            return gradient_fn(key, params)
+        segment = gradients.segment_gradient(*common, hyper, num_rows=10, **options)
+        return segment.step(key, params, segment.init(key, params))[::2]
+
+    keys = jax.random.split(key, 3)
+    expected = jax.jit(jax.vmap(gradient))(keys)
+    laid_out_as(LAYOUTS[layout])
+    found = jax.jit(jax.vmap(gradient))(keys)
+    close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
+    jax.tree.map(close, found, expected)
+
+
+@pytest.mark.parametrize(
+    ("precision", "said"),
+    [("float32", "HIGHEST"), ("tensorfloat32", "HIGH"), ("bfloat16", "DEFAULT")],
+)
+def test_precision_of_products_can_be_chosen_on_an_accelerator(precision, said, laid_out_as):
+    laid_out_as(backends.ACCELERATOR)
+    config = Config(num_episodes=2, horizon=4, hidden=(4,), precision=precision)
+    trainer = parallel.over_runs(experiment.build(config))
+    inputs = experiment.inputs(experiment.each_seed(config))
+    text = trainer.train.lower(inputs, trainer.init(inputs), num_steps=1).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line and "4x4" in line]
+    assert products and all(f"precision = [{said}, {said}]" in line for line in products)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_precision_must_be_one_the_device_has(precision):
+    with pytest.raises(ValueError, match=f"precision='{precision}'"):
+        experiment.build(Config(precision=precision))
