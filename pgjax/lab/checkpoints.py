@@ -18,11 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from pgjax.lab import distributed
+
 SEAL = "seal.json"
 
 
 def save(directory: Path, update: int, state: Any, identity: str, *, keep: int = 3) -> None:
     """Saves a state whole or not at all, then drops all but the newest checkpoints.
+
+    Of several processes all must call it, with the same state, on a file system that they share.
 
     Args:
       directory: where checkpoints stand, one folder each.
@@ -32,15 +36,19 @@ def save(directory: Path, update: int, state: Any, identity: str, *, keep: int =
       keep: number of checkpoints that stay.
     """
     part, whole = directory / ".part", directory / str(update)
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    if distributed.is_leader():
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    distributed.wait_for_all()
     with _checkpointer() as checkpointer:
         checkpointer.save(_arrays(part), args=ocp.args.StandardSave(_leaves(state)))
-    _seal(part, identity, state)
-    shutil.rmtree(whole, ignore_errors=True)
-    part.rename(whole)
-    for old in updates(directory)[keep:]:
-        shutil.rmtree(directory / str(old))
+    if distributed.is_leader():
+        _seal(part, identity, state)
+        shutil.rmtree(whole, ignore_errors=True)
+        part.rename(whole)
+        for old in updates(directory)[keep:]:
+            shutil.rmtree(directory / str(old))
+    distributed.wait_for_all()
 
 
 def updates(directory: Path) -> list[int]:

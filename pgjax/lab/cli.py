@@ -75,6 +75,11 @@ def _commands(defaults: Config) -> dict[str, Callable[..., int]]:
         resume: Path | None = None,
         devices: int | None = None,
         memory_limit: str | None = None,
+        distributed: bool = False,
+        coordinator: str | None = None,
+        num_processes: int | None = None,
+        process_id: int | None = None,
+        timeout: int = 60,
         settings: tyro.conf.OmitArgPrefixes[Config] = defaults,
     ) -> int:
         """Train a policy, or continue a run that was stopped or killed.
@@ -83,31 +88,43 @@ def _commands(defaults: Config) -> dict[str, Callable[..., int]]:
           config: YAML file whose values the flags below override.
           resume: Directory of a run to continue; on as many devices as before, bit for bit as if it
             had never stopped.
-          devices: Devices that share out the seeds or the episodes of an update; None takes all,
-            on a CPU one a core.
-          memory_limit: Memory that programs may take, as in 8G; None lets them take what they do.
+          devices: Devices of a process that share out the seeds or the episodes of an update; None
+            takes all, on a CPU one a core.
+          memory_limit: Memory that programs of a process may take, as in 8G; None lets them take
+            what they do.
+          distributed: Train by several processes, each started with this flag and the same others:
+            those of a Slurm, Open MPI, Kubernetes or Cloud TPU job, or as the next three say.
+          coordinator: Address of process 0, as in host:12345, where there is no such job.
+          num_processes: Number of processes.
+          process_id: Which of them this is, from 0.
+          timeout: Seconds to wait for other processes to come, and without a sign of life of one.
           settings: What the run is. Names are those of a YAML file, with dashes.
         """
-        with refusing():
-            if resume is not None and (config is not None or settings != Config()):
-                raise ValueError("--resume goes by the run's own config; drop the other flags")
-            with without_collection():
-                from pgjax.lab import machine
+        job = (coordinator, num_processes, process_id)
+        with contextlib.ExitStack() as stack:
+            with refusing():
+                if resume is not None and (config is not None or settings != Config()):
+                    raise ValueError("--resume goes by the run's own config; drop the other flags")
+                if not distributed and any(given is not None for given in job):
+                    raise ValueError(
+                        "coordinator, num_processes and process_id go with distributed"
+                    )
+                with without_collection():
+                    _before_jax(stack, (*job, timeout) if distributed else None)
+                    from pgjax.lab import machine, run
 
-                machine.devices()  # before anything uses JAX
-                from pgjax.lab import run
-
-                limit = None if memory_limit is None else machine.bytes_of(memory_limit)
-                limits = {"devices": devices, "memory_limit": limit}
-                ready = (
-                    run.start(settings, **limits)
-                    if resume is None
-                    else run.resume(resume, **limits)
-                )
-        if run.is_finished(ready):
-            print(f"{ready.directory.path} is finished: {ready.config.num_updates} updates done")
-            return 0
-        stopped = run.follow(ready)
+                    limit = None if memory_limit is None else machine.bytes_of(memory_limit)
+                    limits = {"devices": devices, "memory_limit": limit}
+                    ready = (
+                        run.start(settings, **limits)
+                        if resume is None
+                        else run.resume(resume, **limits)
+                    )
+            if run.is_finished(ready):
+                path, num = ready.directory.path, ready.config.num_updates
+                print(f"{path} is finished: {num} updates done")
+                return 0
+            stopped = run.follow(ready)
         return 0 if stopped is None else 128 + stopped
 
     return {
@@ -119,6 +136,17 @@ def _commands(defaults: Config) -> dict[str, Callable[..., int]]:
         "report": _report,
         "list": _list,
     }
+
+
+def _before_jax(stack: contextlib.ExitStack, job: tuple[Any, ...] | None) -> None:
+    """Makes devices, and joins the processes of a job until the stack is left."""
+    from pgjax.lab import distributed, machine
+
+    if job is None:
+        machine.devices()
+    else:
+        stack.enter_context(distributed.joined(distributed.Job(*job)))
+        stack.enter_context(distributed.quiet_unless_leader())
 
 
 def _parse(commands: dict[str, Callable[..., int]], argv: Sequence[str]) -> Callable[[], int]:

@@ -18,13 +18,18 @@ def devices() -> list[Any]:
 
     Cores become devices only if JAX has not been used yet; else there are as many as there are.
     """
+    cores_as_devices()
+    return jax.local_devices()
+
+
+def cores_as_devices() -> None:
+    """Makes every core a device, unless JAX is in use already or was told a number of them."""
     told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not told and getattr(jax.config, "jax_num_cpu_devices", None) == UNTOLD:
         try:
             jax.config.update("jax_num_cpu_devices", cores())
         except RuntimeError:
             pass  # JAX is in use already.
-    return jax.local_devices()
 
 
 def take(num: int | None = None) -> list[Any]:

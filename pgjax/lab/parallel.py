@@ -74,6 +74,23 @@ class Placed(NamedTuple):
             return list(pool.map(lambda own: lower(*own).compile(), self.arguments(inputs)))
 
 
+def put(tree: Any, where: jax.sharding.Sharding) -> Any:
+    """Arrays that this process has whole, where they are to lie.
+
+    Where that is on devices of several processes, all of which have the arrays, they lie whole on
+    every device.
+    """
+    if where.is_fully_addressable:
+        return jax.device_put(tree, where)
+    own = sorted(where.addressable_devices, key=lambda device: device.id)
+
+    def everywhere(x: Any) -> jax.Array:
+        copies = [jax.device_put(x, device) for device in own]
+        return jax.make_array_from_single_device_arrays(x.shape, where, copies)
+
+    return jax.tree.map(everywhere, tree)
+
+
 def place(config: Config, devices: Sequence[Any], block_size: int | None = None) -> Placed:
     """Where the runs of a config go: the one place that chooses between ways of sharing out.
 

@@ -4,12 +4,14 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +23,7 @@ from pgjax.lab import (
     advance,
     checkpoints,
     directory,
+    distributed,
     evaluation,
     experiment,
     interrupts,
@@ -30,6 +33,7 @@ from pgjax.lab import (
     plots,
     records,
 )
+from pgjax.lab import config as configs
 from pgjax.lab.advance import Progress
 from pgjax.lab.config import Config
 from pgjax.lab.directory import Directory
@@ -63,14 +67,21 @@ def start(config: Config, *, devices: int | None = None, memory_limit: int | Non
     Raises:
       ValueError: a choice that cannot be, or a directory that exists; nothing is written then.
     """
-    with _fitting(config):
-        directory.vacant(config)
-        loggers.check(config.loggers)
-        placed, inputs = _place(config, devices, memory_limit)
-        # Tracing finds what does not fit together, and compiling uses the trace again.
-        own, state = placed.arguments(inputs)[0]
-        placed.over_runs.train.trace(own, state, num_steps=next(_sizes(config, 0)))
-    return Run(directory.create(config), config, placed, inputs, None)
+    distributed.check_same(f"{configs.dump(config)} {devices} {memory_limit}")
+
+    def check() -> tuple[Placed, Inputs]:
+        with _fitting(config):
+            directory.vacant(config)
+            loggers.check(config.loggers)
+            placed, inputs = _place(config, devices, memory_limit)
+            # Tracing finds what does not fit together, and compiling uses the trace again.
+            own, state = placed.arguments(inputs)[0]
+            placed.over_runs.train.trace(own, state, num_steps=next(_sizes(config, 0)))
+        return placed, inputs
+
+    placed, inputs = distributed.together(check)
+    path = distributed.from_leader(lambda: str(directory.create(config).path))
+    return Run(Directory(Path(path)), config, placed, inputs, None)
 
 
 def resume(path: str | Path, *, devices: int | None = None, memory_limit: int | None = None) -> Run:
@@ -88,11 +99,13 @@ def resume(path: str | Path, *, devices: int | None = None, memory_limit: int | 
       ValueError: there is no run, another process follows it, its checkpoints are not its own or
         all damaged, or its records are.
     """
-    found, _ = directory.find(path)
-    with directory.locked(found.path):
-        run = _look(path, devices, memory_limit)
+    distributed.check_same(f"{path} {devices} {memory_limit}")
+    found, _ = distributed.together(lambda: directory.find(path))
+    with _held(found):
+        run = distributed.together(lambda: _look(path, devices, memory_limit))
+        update = 0 if run.restored is None else run.restored.update
         for file in (found.metrics, found.timings):
-            records.truncate(file, 0 if run.restored is None else run.restored.update)
+            distributed.from_leader(partial(records.truncate, file, update))
     return run
 
 
@@ -111,7 +124,7 @@ def load(path: str | Path) -> tuple[Run, Progress]:
 def is_finished(run: Run) -> bool:
     """Whether nothing is left to do."""
     done = run.restored is not None and run.restored.update >= run.config.num_updates
-    return done and run.directory.evaluation.is_file()
+    return done and distributed.from_leader(run.directory.evaluation.is_file)
 
 
 def follow(run: Run) -> int | None:
@@ -127,24 +140,26 @@ def follow(run: Run) -> int | None:
       ValueError: another process follows the run.
     """
     print(experiment.describe(run.config), flush=True)
-    with directory.locked(run.directory.path), ThreadPoolExecutor(1) as worker:
+    with _held(run.directory), ThreadPoolExecutor(1) as worker:
         # XLA compiles without holding Python up, so the smaller programs compile beside it.
         beginning = worker.submit(_begin, run)
         ready = worker.submit(_compile_evaluation, run)
         with interrupts.noted() as signals, _loggers(run) as log:
             progress = _train(run, beginning, signals, log)
+        stop = distributed.largest(max(signals, default=0))
         # All of the training is saved by now: nothing is left for a signal to wait for.
         try:
-            if not signals:
+            if not stop:
                 ready.result()
+                distributed.wait_for_all()
                 _conclude(run, progress)
         except KeyboardInterrupt:
-            signals.append(signal.SIGINT)
-    if not signals:
+            stop = int(signal.SIGINT)
+    if not stop:
         return None
     print(f"stopped after update {progress.update} of {run.config.num_updates}")
     print(f"continue with: pgjax train --resume {run.directory.path}", flush=True)
-    return signals[0]
+    return stop
 
 
 def identity(config: Config) -> str:
@@ -177,6 +192,14 @@ def _fitting(config: Config) -> Iterator[None]:
         raise ValueError(f"env_params={config.env_params!r} do not fit: {error}") from error
 
 
+@contextlib.contextmanager
+def _held(found: Directory) -> Iterator[None]:
+    """The lock on a run, which the leader holds for all processes."""
+    with contextlib.ExitStack() as stack:
+        distributed.from_leader(lambda: stack.enter_context(directory.locked(found.path)))
+        yield
+
+
 def _look(path: str | Path, devices: int | None = None, memory_limit: int | None = None) -> Run:
     found, config = directory.find(path)
     with _fitting(config):
@@ -188,18 +211,20 @@ def _place(config: Config, devices: int | None, memory_limit: int | None) -> tup
     """The seeds of a config on devices, and what they are given there."""
     placed = parallel.fit(config, machine.take(devices), memory_limit)
     inputs = experiment.inputs(experiment.each_seed(config))
-    return placed, jax.device_put(inputs, placed.sharding)
+    return placed, parallel.put(inputs, placed.sharding)
 
 
 def _conclude(run: Run, progress: Progress) -> None:
     """Evaluates, draws, and says where things are."""
-    _report_skipped(run)
     found = evaluation.evaluate(
         run.experiment,
         run.inputs,
         progress.state.params,
         num_episodes=run.config.evaluation_episodes,
     )
+    if not distributed.is_leader():
+        return
+    _report_skipped(run)
     print(evaluation.describe(found), flush=True)
     plots.learning_curves({run.directory.path.name: run.directory.metrics}, run.directory.figure)
     directory.write(run.directory.evaluation, json.dumps(found, indent=2) + "\n")
@@ -219,7 +244,7 @@ def _restore(found: Directory, config: Config, placed: Placed, inputs: Inputs) -
     env_steps, skipped = (
         np.array([row[name] for row in last], np.int64) for name in ("env_steps", "skipped")
     )
-    return Progress(update, jax.device_put(state, placed.sharding), env_steps, skipped)
+    return Progress(update, parallel.put(state, placed.sharding), env_steps, skipped)
 
 
 def _begin(run: Run) -> Progress:
@@ -244,8 +269,9 @@ def _sizes(config: Config, update: int) -> Iterator[int]:
 def _loggers(run: Run) -> Iterator[Callable[[loggers.Rows], None]]:
     """Opens the loggers of a run, and sends them what it has done so far."""
     path, config = run.directory.path, run.config
-    with loggers.opened(config.loggers, path, path.name, dataclasses.asdict(config)) as log:
-        if run.restored is not None:
+    names = config.loggers if distributed.is_leader() else ()
+    with loggers.opened(names, path, path.name, dataclasses.asdict(config)) as log:
+        if names and run.restored is not None:
             log(records.read(run.directory.metrics))
         yield log
 
@@ -256,17 +282,21 @@ def _train(
     signals: list[int],
     log: Callable[[loggers.Rows], None],
 ) -> Progress:
-    config, files = run.config, run.directory
+    config, leads = run.config, distributed.is_leader()
+    nowhere = Path(os.devnull)
+    files = (run.directory.metrics, run.directory.timings) if leads else (nowhere, nowhere)
     update = 0 if run.restored is None else run.restored.update
     size = next(_sizes(config, update), None)
     if size is not None:
         run.placed.compile_training(run.inputs, size)
     progress, saved = beginning.result(), update
     seeds = config.seed + np.arange(config.seeds)
-    with records.Records(files.metrics) as metrics, records.Records(files.timings) as timings:
-        with tqdm(total=config.num_updates, initial=update, unit="update", file=sys.stderr) as bar:
+    distributed.wait_for_all()
+    shown = {"initial": update, "unit": "update", "file": sys.stderr, "disable": not leads}
+    with records.Records(files[0]) as metrics, records.Records(files[1]) as timings:
+        with tqdm(total=config.num_updates, **shown) as bar:
             for size in _sizes(config, update):
-                if signals:
+                if distributed.largest(len(signals)):
                     break
                 begun = time.perf_counter()
                 before = progress

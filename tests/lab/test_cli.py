@@ -83,6 +83,13 @@ BAD = {
     "--name a/b": "name='a/b'",
     "--directory /dev/null": "/dev/null",
     "--config absent.yaml": "absent.yaml",
+    "--devices 0": "devices=0 must be from 1 to",
+    "--memory-limit many": "memory_limit='many'",
+    "--coordinator here:1": "coordinator, num_processes and process_id go with distributed",
+    "--distributed --coordinator here:1 --num-processes 2": "process_id=None must be given",
+    "--distributed --coordinator here --num-processes 2 --process-id 0": "must be host:port",
+    "--distributed --coordinator here:1 --num-processes 2 --process-id 2": "from 0 to 1",
+    "--distributed --timeout 0": "timeout=0",
     "--resume absent": "no run at absent",
     "--resume absent --seeds 3": "--resume",
 }
