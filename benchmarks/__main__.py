@@ -19,6 +19,7 @@ BENCHMARKS = (
     "roofline",
     "memory",
     "throughput",
+    "scaling",
     "sweep",
     "audit_cost",
     "rejax_sweep",

@@ -150,10 +150,10 @@ def _advance(key, env, env_params, policy, params):
 
     def advance(time, state, obs, live, first_action=None):
         keys = jax.random.split(jax.random.fold_in(key, time))
-        given = lambda action: jnp.where(time == 0, first_action, action)
-        next_state, next_obs, _, record = step_row(
-            params, keys, state, obs, (), instead=None if first_action is None else given
-        )
+        instead = None
+        if first_action is not None:
+            instead = lambda action: jnp.where(time == 0, first_action, action)
+        next_state, next_obs, _, record = step_row(params, keys, state, obs, (), instead)
         state, obs = rollout.keep((next_state, next_obs), (state, obs), live)
         return state, obs, record
 

@@ -121,7 +121,7 @@ SUBJECTS = {"states": finite(), "aliased": finite(ALIASES), "linear": linear()}
         ("states", "discounted", False, {}),
         ("states", "uniform", True, {"num_actions": 3, "num_rollouts": 3}),
         ("aliased", "discounted", True, {}),
-        ("linear", "discounted", False, {"num_rollouts": 3}),
+        ("linear", "discounted", False, {"num_rollouts": 3, "num_episodes": 60_000}),
     ],
 )
 def test_parts_are_the_exact_ones(name, state_weighting, with_baseline, counts):

@@ -86,8 +86,8 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(
     arguments, extra, capsys, elsewhere, monkeypatch
 ):
     # Nothing needs to be compiled to find out.
-    kilobytes = lambda over, config, devices, width: 10_000 * width
-    monkeypatch.setattr(programs, "_memory", kilobytes)
+    kilobytes = lambda placed, inputs, config: 10_000 * len(inputs.init)
+    monkeypatch.setattr(programs.parallel, "memory", kilobytes)
     assert BAD[arguments] in refuse(capsys, *arguments.split(), *extra)
     assert list(elsewhere.iterdir()) == []
 
