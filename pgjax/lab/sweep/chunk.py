@@ -194,7 +194,10 @@ def final(
 ) -> dict[str, np.ndarray]:
     """Fresh episodes of the final policies, and whether they diverged, `[R]` each."""
     params = progress.state.params
-    found = program.experiment.evaluate(inputs, params, num_episodes=config.evaluation_episodes)
+    # All arguments as they were when the program was compiled, or it would be once more.
+    found = program.experiment.evaluate(
+        inputs, params, num_episodes=config.evaluation_episodes, draw=0, greedy=False
+    )
     means = {
         f"evaluation_{key}": np.asarray(values).astype(np.float64).mean(axis=1)
         for key, values in found.items()
