@@ -95,7 +95,7 @@ def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @jax.custom_batching.custom_vmap
     def apply(condition, otherwise, args):
-        return _choose(condition, function(*args), otherwise)
+        return choose(condition, function(*args), otherwise)
 
     @apply.def_vmap
     def _(axis_size, in_batched, condition, otherwise, args):
@@ -108,7 +108,7 @@ def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
         everything = jax.tree.map(lambda _: True, otherwise)
         at_once = backends.current().seldom
         if at_once is None or axis_size <= at_once:
-            return jax.vmap(_choose)(condition, many(args), otherwise), everything
+            return jax.vmap(choose)(condition, many(args), otherwise), everything
 
         def go_on(loop):
             return any_of_all(loop[0])
@@ -125,9 +125,9 @@ def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda condition, otherwise, *args: apply(condition, otherwise, args)
 
 
-def _choose(condition: jax.Array, new: Any, old: Any) -> Any:
+def choose(flag: jax.Array, new: Any, old: Any) -> Any:
     """New leaves where a flag is set, else old ones, in the dtypes of the old."""
-    pick = lambda new, old: jnp.where(condition, jnp.asarray(new).astype(old.dtype), old)
+    pick = lambda new, old: jnp.where(flag, jnp.asarray(new).astype(old.dtype), old)
     return jax.tree.map(pick, new, old)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from pgjax import batching, checks, rollout
+from pgjax.batching import choose
 from pgjax.policies import Params, Policy
 
 
@@ -72,7 +73,7 @@ def visit(
             total = kept.weight + jnp.where(live, weights[time], 0)
             chance = jax.random.uniform(jax.random.fold_in(keep_key, time), (), total.dtype)
             take = live & (chance * total < weights[time])
-            kept = rollout.keep(Visits(state, obs, time, total), kept, take)._replace(weight=total)
+            kept = choose(take, Visits(state, obs, time, total), kept)._replace(weight=total)
             state, obs, record = advance(time, state, obs, live)
             live &= ~(record.terminated | record.truncated)
             return time + 1, (state, obs), live, kept
@@ -154,7 +155,7 @@ def _advance(key, env, env_params, policy, params):
         if first_action is not None:
             instead = lambda action: jnp.where(time == 0, first_action, action)
         next_state, next_obs, _, record = step_row(params, keys, state, obs, (), instead)
-        state, obs = rollout.keep((next_state, next_obs), (state, obs), live)
+        state, obs = choose(live, (next_state, next_obs), (state, obs))
         return state, obs, record
 
     return advance

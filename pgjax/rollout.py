@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pgjax import backends, batching, checks, sharding
+from pgjax.batching import choose
 from pgjax.environments import to_action
 from pgjax.policies import Params, Policy
 
@@ -88,8 +89,8 @@ def episodes(
             window_ends = (time == horizon - 1) & ~record.terminated
             record = record._replace(truncated=record.truncated | window_ends)
             ended = record.terminated | record.truncated
-            record = keep(record, jax.tree.map(jnp.zeros_like, record), live)
-            state, obs = keep((next_state, next_obs), (state, obs), live)
+            record = choose(live, record, jax.tree.map(jnp.zeros_like, record))
+            state, obs = choose(live, (next_state, next_obs), (state, obs))
             return (state, obs, policy_state, live & ~ended), record
 
         obs, state = env.reset_env(reset_key, env_params)
@@ -267,8 +268,3 @@ def _scan_while_live(step, carry, keys, horizon):
 def _in_one(x):
     """Blocks `[K, B, ...]` one after the other, `[K B, ...]`."""
     return x.reshape(-1, *x.shape[2:])
-
-
-def keep(new, old, where):
-    """New leaves where a flag is set, else old ones, in the dtypes of the old."""
-    return jax.tree.map(lambda n, o: jnp.where(where, jnp.asarray(n).astype(o.dtype), o), new, old)
