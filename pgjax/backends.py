@@ -1,7 +1,8 @@
 """What suits each kind of device: the one place where pgjax asks what it runs on.
 
-Figures for CPUs are measured (`benchmarks/`). Those for GPUs and TPUs are reasoned, and not
-measured: many small kernels cost more there than they compute, so that nothing is cut up.
+Those for CPUs were chosen by timing trainings on two cores, a device each. Those for GPUs and TPUs
+are reasoned, and not measured: many small kernels cost more there than they compute, so that
+nothing is cut up.
 """
 
 from collections.abc import Mapping

@@ -22,46 +22,6 @@ def on_devices(num, code, *arguments):
     return done.stdout
 
 
-GRADIENTS = """
-import jax, jax.numpy as jnp
-from pgjax import environments, estimators, gradients, policies, sharding
-
-env, env_params = environments.make("CartPole-v1")
-policy = policies.make("mlp", env, env_params, hidden=(16,))
-value_function = policies.make_value("mlp", env, env_params, hidden=(16,))
-key, obs = jax.random.key(0), jnp.zeros(4)
-params = {"policy": policy.init(key, obs), "value": value_function.init(key, obs)}
-estimator = estimators.estimator("gae", "standardise", "uniform")
-hyper = estimators.Hyper(discount=0.99, lambda_=0.9, entropy_cost=0.01)
-common = (env, env_params, policy, estimator, hyper)
-more = {"horizon": 40, "value_function": value_function}
-
-def episodes(mesh):
-    fn = gradients.policy_gradient(*common, num_episodes=32, mesh=mesh, **more)
-    return jax.jit(fn)(key, params)
-
-def segments(mesh):
-    fn = gradients.segment_gradient(*common, num_rows=32, mesh=mesh, **more)
-    def two(key, params):
-        _, state, _ = fn.step(key, params, fn.init(key, params))
-        gradient, _, metrics = fn.step(key, params, state)
-        return gradient, metrics
-    return jax.jit(two)(key, params)
-
-for gradient in (episodes, segments):
-    alone = jax.tree.leaves(gradient(None))
-    for num in (2, 8):
-        shared = jax.tree.leaves(gradient(sharding.mesh(jax.devices()[:num])))
-        for one, other in zip(alone, shared, strict=True):
-            scale = 1e-6 + jnp.max(jnp.abs(one))
-            assert jnp.max(jnp.abs(one - other)) / scale < 1e-5, (gradient, num)
-"""
-
-
-def test_gradients_are_the_same_on_one_two_and_eight_devices():
-    on_devices(8, GRADIENTS)
-
-
 TRAINING = """
 import dataclasses, sys
 from pgjax.lab import config, run
