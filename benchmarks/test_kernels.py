@@ -14,7 +14,7 @@ import pytest
 from benchmarks import training
 from benchmarks.training import Setting
 from pgjax import estimators, gradients, returns, rollout
-from pgjax.gradients.chunks import live_chunks
+from pgjax.chunks import live_chunks
 
 SETTING = Setting(num_rows=1024, horizon=128)
 TOY = SETTING._replace(num_rows=4, horizon=8)

@@ -79,9 +79,10 @@ def _dot_general(x, kernel, dimension_numbers, **options):
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`x @ kernel`, whose gradient with respect to the kernel is fast on a CPU.
 
-    That gradient is `x.T @ y`. Left to itself, XLA folds the transpose into a product over leading
-    axes, for which its CPU backend has slow code, slowest where there are few columns: a copy of
-    the transpose costs less.
+    That gradient is `x.T @ y`, where y is what comes back. Left to itself, XLA folds the transpose
+    into a product over leading axes, for which its CPU backend has slow code, slowest where there
+    are few columns. A copy of the transpose costs less, and least of the narrower factor: for the
+    last layer that is y, and `(y.T @ x).T` the gradient.
     """
     return x @ kernel
 
@@ -89,8 +90,12 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
 @matmul.defjvp
 def _(primals, tangents):
     (x, kernel), (x_dot, kernel_dot) = primals, tangents
-    columns = jax.lax.optimization_barrier(x.T) if backends.current().copy_transposes else x.T
-    of_kernel = jax.lax.dot_general(columns, kernel_dot, (((0,), (0,)), ((), ())))
+    copy = jax.lax.optimization_barrier if backends.current().copy_transposes else lambda x: x
+    if kernel.shape[1] < kernel.shape[0]:
+        rows = (((1,), (x.ndim - 1,)), ((), ()))
+        of_kernel = copy(jax.lax.dot_general(copy(kernel_dot.T), x, rows)).T
+    else:
+        of_kernel = jax.lax.dot_general(copy(x.T), kernel_dot, (((0,), (0,)), ((), ())))
     return matmul(x, kernel), x_dot @ kernel + of_kernel
 
 

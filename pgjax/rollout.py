@@ -1,6 +1,6 @@
 """Many rows of a policy in an environment: whole episodes, or windows of rows that persist."""
 
-import functools
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,11 +9,14 @@ from jax.sharding import Mesh
 
 from pgjax import backends, batching, checks, sharding
 from pgjax.batching import choose
+from pgjax.chunks import live_chunks, take
 from pgjax.environments import to_action
 from pgjax.policies import Params, Policy
 
 BLOCK = 32
 """Steps whose keys are made at once, and after which it is looked whether any row is live."""
+SHORT_BLOCK = 8
+"""The same where rows that have ended make room for others: until then they are stepped in vain."""
 
 
 class Trajectory(NamedTuple):
@@ -78,29 +81,27 @@ def episodes(
 
     step_row = row_step(env, env_params, policy)
 
-    def episode(params, key):
+    def begin(key):
         reset_key, *step_keys = jax.random.split(key, 3)
-
-        def step(carry, time, keys):
-            state, obs, policy_state, live = carry
-            next_state, next_obs, policy_state, record = step_row(
-                params, keys, state, obs, policy_state
-            )
-            window_ends = (time == horizon - 1) & ~record.terminated
-            record = record._replace(truncated=record.truncated | window_ends)
-            ended = record.terminated | record.truncated
-            record = choose(live, record, jax.tree.map(jnp.zeros_like, record))
-            state, obs = choose(live, (next_state, next_obs), (state, obs))
-            return (state, obs, policy_state, live & ~ended), record
-
         obs, state = env.reset_env(reset_key, env_params)
-        carry = (state, obs, policy.initial_state(), jnp.bool_(True))
-        (_, final_obs, _, _), records = _scan_while_live(step, carry, step_keys, horizon)
-        return records._replace(final_obs=final_obs)
+        return (state, obs, policy.initial_state(), jnp.bool_(True)), step_keys
+
+    def step(params, carry, time, keys):
+        state, obs, policy_state, live = carry
+        next_state, next_obs, policy_state, record = step_row(
+            params, keys, state, obs, policy_state
+        )
+        window_ends = (time == horizon - 1) & ~record.terminated
+        record = record._replace(truncated=record.truncated | window_ends)
+        ended = record.terminated | record.truncated
+        record = choose(live, record, jax.tree.map(jnp.zeros_like, record))
+        state, obs = choose(live, (next_state, next_obs), (state, obs))
+        return (state, obs, policy_state, live & ~ended), record
 
     def play(params, keys):
-        one = functools.partial(episode, params)
-        return batching.vmap_in_blocks(one, backends.current().rows)(keys)
+        carry, step_keys = jax.vmap(begin)(keys)
+        carry, records = _scan_while_live(partial(step, params), carry, step_keys, horizon)
+        return records._replace(final_obs=carry[1])
 
     return sharding.over_rows(play, mesh)(params, jax.random.split(key, num_episodes))
 
@@ -186,7 +187,7 @@ def segments(
         return row, jax.tree.map(_in_one, records)
 
     def play(whole, keys, *rows):
-        one = functools.partial(window, *whole)
+        one = partial(window, *whole)
         return batching.vmap_in_blocks(one, backends.current().rows)(keys, *rows)
 
     keys, (*rows, time) = jax.random.split(key, len(carry.elapsed)), carry
@@ -241,28 +242,49 @@ def _scan(step, carry, keys, start, num_steps):
 
 
 def _scan_while_live(step, carry, keys, horizon):
-    """`_scan` over at most `horizon` steps, in blocks, until no row is live.
+    """`_scan` of every row over at most `horizon` steps, in blocks, until no row is live.
 
-    The last entry of the carry is `live`. Steps never taken are zeros.
+    The last entry of the carry is `live`. Where it suits the device, rows are stepped some at a
+    time, and only those that are live when a block begins. Steps never taken are zeros.
     """
-    num_blocks = -(-horizon // BLOCK)
+    num_rows, width = len(carry[-1]), backends.current().rows
+    together = width is None or num_rows <= width
+    num_blocks = -(-horizon // (BLOCK if together else SHORT_BLOCK))
     block = -(-horizon // num_blocks)
-    shapes = jax.eval_shape(step, carry, jnp.int32(0), keys)
+    first = jax.vmap(lambda carry, keys: step(carry, jnp.int32(0), keys))
+    shapes = jax.eval_shape(first, carry, keys)
     carry = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), carry, shapes[0])
-    blank = jax.tree.map(lambda x: jnp.zeros((num_blocks, block, *x.shape), x.dtype), shapes[1])
-
-    def go_on(loop):
-        index, (*_, live), _ = loop
-        return (index < num_blocks) & batching.any_of_all(live)
+    blank = lambda x: jnp.zeros((num_rows, num_blocks, block, *x.shape[1:]), x.dtype)
 
     def run_block(loop):
         index, carry, records = loop
-        carry, new = _scan(step, carry, keys, index * block, block)
-        store = lambda buffer, x: jax.lax.dynamic_update_index_in_dim(buffer, x, index, 0)
-        return index + 1, carry, jax.tree.map(store, records, new)
+        run = jax.vmap(lambda carry, keys: _scan(step, carry, keys, index * block, block))
 
-    _, carry, records = jax.lax.while_loop(go_on, run_block, (jnp.int32(0), carry, blank))
-    return carry, jax.tree.map(lambda x: _in_one(x)[:horizon], records)
+        if together:
+            carry, new = run(carry, keys)
+            store = lambda x, new: x.at[:, index].set(new)
+            return index + 1, carry, jax.tree.map(store, records, new)
+        chunks = live_chunks(carry[-1], width)
+
+        def run_chunk(number, loop):
+            carry, records = loop
+            rows = chunks.index[number]
+            own, new = run(*take((carry, keys), rows))
+            place = jnp.where(chunks.valid[number], rows, num_rows)  # past the end, so dropped
+            keep = lambda x, own: x.at[place].set(own, mode="drop")
+            store = lambda x, new: x.at[place, index].set(new, mode="drop")
+            return jax.tree.map(keep, carry, own), jax.tree.map(store, records, new)
+
+        return index + 1, *jax.lax.fori_loop(0, chunks.num, run_chunk, (carry, records))
+
+    def go_on(loop):
+        index, (*_, live_rows), _ = loop
+        return (index < num_blocks) & batching.any_of_all(live_rows)
+
+    loop = (jnp.int32(0), carry, jax.tree.map(blank, shapes[1]))
+    _, carry, records = jax.lax.while_loop(go_on, run_block, loop)
+    flat = lambda x: x.reshape(num_rows, -1, *x.shape[3:])[:, :horizon]
+    return carry, jax.tree.map(flat, records)
 
 
 def _in_one(x):

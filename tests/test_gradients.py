@@ -11,9 +11,10 @@ import optax
 import pytest
 
 from pgjax import environments, estimators, gradients, policies, rollout, train
+from pgjax.chunks import live_chunks
 from pgjax.environments import MDP
 from pgjax.estimators import Hyper, estimator
-from pgjax.gradients import chunks
+from pgjax.gradients.samples import accumulate
 
 KEY = jax.random.key(0)
 
@@ -241,9 +242,9 @@ def test_peak_memory_does_not_grow_with_the_network_times_the_steps():
 
 def test_a_sum_over_very_many_chunks_is_not_worn_away():
     """One after the other, a hundred thousand tenths in float32 make 9998.6."""
-    live = chunks.live_chunks(jnp.ones(10**5), chunk_size=1)
+    live = live_chunks(jnp.ones(10**5), 1)
     tenths = jnp.full(10**5, 0.1)
-    total = chunks.accumulate(lambda x, valid: jnp.sum(valid * x), tenths, live, jnp.zeros(()))
+    total = accumulate(lambda x, valid: jnp.sum(valid * x), tenths, live, jnp.zeros(()))
     np.testing.assert_allclose(total, 1e4, rtol=2e-7)
 
 

@@ -14,6 +14,7 @@ ROOT = Path(pgjax.__file__).parent
 LAYERS = (
     {"backends", "checks", "cost"},
     {"batching", "sharding"},
+    {"chunks"},
     {"score", "distributions", "returns", "baselines"},
     {"heads", "policies", "environments", "estimators"},
     {"rollout", "restarts"},

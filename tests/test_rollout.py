@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pgjax import distributions, environments, policies, rollout
+from pgjax import backends, distributions, environments, policies, rollout
 
 
 def roll(name="CartPole-v1", *, num_episodes=16, horizon=100, seed=0, **kwargs):
@@ -101,13 +101,13 @@ def test_the_time_limit_truncates():
     np.testing.assert_array_equal(trajectory.mask.sum(1), 200)
 
 
-def test_stepping_stops_when_every_row_has_ended():
-    """Steps are never taken past the block in which the last row ends, alone or vmapped."""
+def counting(num_episodes, horizon):
+    """Episodes of CartPole, `key -> Trajectory`, and a list with an entry a step of a row."""
     env, env_params, policy, params, _ = roll()
     taken = []
 
     def counted(key, state, action, env_params):
-        jax.debug.callback(lambda: taken.append(1))
+        jax.debug.callback(taken.append, state.time)
         return type(env).step_env(env, key, state, action, env_params)
 
     class Counting(type(env)):
@@ -115,9 +115,21 @@ def test_stepping_stops_when_every_row_has_ended():
 
     def run(key):
         return rollout.episodes(
-            key, Counting(), env_params, policy, params, num_episodes=4, horizon=2000
+            key,
+            Counting(),
+            env_params,
+            policy,
+            params,
+            num_episodes=num_episodes,
+            horizon=horizon,
         )
 
+    return run, taken
+
+
+def test_stepping_stops_when_every_row_has_ended():
+    """Steps are never taken past the block in which the last row ends, alone or vmapped."""
+    run, taken = counting(num_episodes=4, horizon=2000)
     lengths = jax.jit(run)(jax.random.key(0)).mask.sum(1)
     jax.effects_barrier()
     assert len(taken) / 4 < lengths.max() + rollout.BLOCK
@@ -125,6 +137,33 @@ def test_stepping_stops_when_every_row_has_ended():
     lengths = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 3)).mask.sum(2)
     jax.effects_barrier()
     assert len(taken) / 12 < lengths.max() + rollout.BLOCK
+
+
+def test_only_live_rows_are_stepped(monkeypatch):
+    """Where rows are stepped some at a time, but for what is left of a block and fills the last."""
+    width = 4
+    monkeypatch.setattr(backends, "current", lambda: backends.CPU._replace(rows=width))
+    run, taken = counting(num_episodes=64, horizon=200)
+    lengths = np.asarray(jax.jit(run)(jax.random.key(0)).mask.sum(1), int)
+    jax.effects_barrier()
+    blocks = -(-lengths // rollout.SHORT_BLOCK)
+    of_rows = rollout.SHORT_BLOCK * blocks.sum()
+    filling = rollout.SHORT_BLOCK * (width - 1) * blocks.max()
+    assert of_rows <= len(taken) <= of_rows + filling
+    assert of_rows + filling < 64 * lengths.max() / 2  # what stepping all of them would take
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Catch-bsuite", "FrozenLake-misc"])
+@pytest.mark.parametrize("width", [1, 5, 37, None])
+def test_rows_are_the_same_however_many_are_stepped_at_a_time(name, width, monkeypatch):
+    *_, expected = roll(name, num_episodes=37, horizon=70)
+    monkeypatch.setattr(backends, "current", lambda: backends.CPU._replace(rows=width))
+    *_, found = roll(name, num_episodes=37, horizon=70)
+    for a, b in zip(found, expected, strict=True):
+        if a.dtype == jnp.float32:
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        else:
+            np.testing.assert_array_equal(a, b)
 
 
 def test_vmapped_equals_looped():

@@ -11,8 +11,8 @@ from gymnax.environments import spaces
 from pgjax import checks, estimators, returns, rollout
 from pgjax.distributions import Distribution
 from pgjax.estimators import STATE_WEIGHTINGS, Hyper
-from pgjax.gradients.chunks import evaluate, policy_samples
 from pgjax.gradients.policy import ascent, check_counts, entropy_bonus, episode_metrics, policy_part
+from pgjax.gradients.samples import evaluate, policy_samples
 from pgjax.gradients.value import live_mean, live_share, regression, visits
 from pgjax.policies import Params, Policy, ValueFunction, values_of_batch
 from pgjax.rollout import Trajectory

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from pgjax import checks, estimators, rollout
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.chunks import accumulate, policy_samples
 from pgjax.gradients.policy import (
     both_parts,
     check_counts,
@@ -17,6 +16,7 @@ from pgjax.gradients.policy import (
     expand,
     policy_part,
 )
+from pgjax.gradients.samples import accumulate, policy_samples
 from pgjax.gradients.value import visits
 from pgjax.policies import Params, Policy, ValueFunction
 from pgjax.rollout import Trajectory

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from pgjax import checks, estimators
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.chunks import repeat_first
+from pgjax.gradients.samples import repeat_first
 from pgjax.gradients.value import make_steps
 from pgjax.policies import Params, Policy
 from pgjax.rollout import Trajectory

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from pgjax import batching, checks, estimators, rollout, score, sharding
 from pgjax.distributions import Distribution
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.chunks import accumulate, policy_samples
+from pgjax.gradients.samples import accumulate, policy_samples
 from pgjax.gradients.value import (
     live_mean,
     live_share,

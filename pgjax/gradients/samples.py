@@ -6,18 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pgjax import backends, batching
+from pgjax import backends
+from pgjax.chunks import Chunks, live_chunks, take
 from pgjax.distributions import Distribution
 from pgjax.policies import Params, Policy
 from pgjax.rollout import Trajectory
-
-
-class Chunks(NamedTuple):
-    """Indices of live samples, cut into chunks; the tail repeats the first of them."""
-
-    index: jax.Array  # [C, B] int32
-    valid: jax.Array  # [C, B] one for live samples, zero for the tail
-    num: jax.Array  # [] chunks that hold any live sample, at most C
 
 
 class Samples(NamedTuple):
@@ -28,24 +21,6 @@ class Samples(NamedTuple):
     boundary: jax.Array  # [B] or [B, T]
     action: jax.Array  # [B, ...] or [B, T, ...]
     extra: Any  # whatever else goes with each step
-
-
-def live_chunks(live: jax.Array, chunk_size: int | None) -> Chunks:
-    """Cuts the live entries of a mask into chunks, so that cost follows what is live."""
-    size = live.size
-    width = min(resolve(chunk_size), size)
-    num_chunks = -(-size // width)
-    live = jnp.ravel(live) > 0
-    padded = num_chunks * width
-    rank = jnp.cumsum(live)
-    count = rank[-1]
-    place = jnp.where(live, rank - 1, padded)  # past the end, so dropped, where not live
-    samples = jnp.arange(size, dtype=jnp.int32)
-    index = jnp.zeros(padded, jnp.int32).at[place].set(samples, mode="drop")
-    valid = jnp.arange(padded) < count
-    index = jnp.where(valid, index, index[0]).reshape(num_chunks, width)
-    valid = valid.astype(jnp.result_type(float)).reshape(num_chunks, width)
-    return Chunks(index, valid, num=batching.max_of_all(-(-count // width)))
 
 
 def resolve(chunk_size: int | None) -> int:
@@ -65,7 +40,8 @@ def accumulate(
 
     def add(index, carry):
         total, surplus = carry
-        part = function(_take(samples, chunks.index[index]), chunks.valid[index])
+        valid = chunks.valid[index].astype(jnp.result_type(float))
+        part = function(take(samples, chunks.index[index]), valid)
         part = jax.tree.map(jnp.subtract, part, surplus)
         new = jax.tree.map(jnp.add, total, part)
         surplus = jax.tree.map(lambda new, old, part: (new - old) - part, new, total, part)
@@ -80,9 +56,9 @@ def evaluate(function: Callable[[Any], jax.Array], samples: Any, chunks: Chunks)
 
     def store(index, out):
         chunk = chunks.index[index]
-        return out.at[chunk].set(function(_take(samples, chunk)))
+        return out.at[chunk].set(function(take(samples, chunk)))
 
-    shape = jax.eval_shape(lambda: function(_take(samples, chunks.index[0])))
+    shape = jax.eval_shape(lambda: function(take(samples, chunks.index[0])))
     num = len(jax.tree.leaves(samples)[0])
     blank = jnp.zeros((num, *shape.shape[1:]), shape.dtype)
     return jax.lax.fori_loop(0, chunks.num, store, blank)
@@ -100,9 +76,9 @@ def policy_samples(
     Policies without memory see chunks of single steps, the others chunks of whole rows, starting
     from `policy_state [N, ...]`, or from their initial state where that is None.
     """
-    live = trajectory.mask > 0
+    mask = trajectory.mask > 0
     if policy_state is None:
-        repeat = lambda x: jnp.broadcast_to(x, (len(live), *jnp.shape(x)))
+        repeat = lambda x: jnp.broadcast_to(x, (len(mask), *jnp.shape(x)))
         policy_state = jax.tree.map(repeat, policy.initial_state())
     samples = Samples(
         policy_state=policy_state,
@@ -112,13 +88,13 @@ def policy_samples(
         extra=extra,
     )
     if jax.tree.leaves(samples.policy_state):
-        fill = lambda tree: jax.tree.map(lambda x: repeat_first(x, live), tree)
+        fill = lambda tree: jax.tree.map(lambda x: repeat_first(x, mask), tree)
         samples = samples._replace(obs=fill(samples.obs), action=fill(samples.action))
-        chunks = live_chunks(live[:, 0], max(1, resolve(chunk_size) // live.shape[1]))
+        chunks = live_chunks(mask[:, 0], max(1, resolve(chunk_size) // mask.shape[1]))
         unroll = jax.vmap(policy.unroll, (None, 0, 0, 0))
     else:
         samples = jax.tree.map(flatten, samples)
-        chunks = live_chunks(live, chunk_size)
+        chunks = live_chunks(mask, resolve(chunk_size))
         unroll = policy.unroll
     return (
         samples,
@@ -132,10 +108,6 @@ def flatten(x: jax.Array) -> jax.Array:
     return x.reshape(-1, *x.shape[2:])
 
 
-def _take(samples, index):
-    return jax.tree.map(lambda x: x[index], samples)
-
-
-def repeat_first(x, live):
+def repeat_first(x, mask):
     """Fills dead steps with the row's first, so that their log-probabilities are finite."""
-    return jnp.where(live.reshape(live.shape + (1,) * (x.ndim - 2)), x, x[:, :1])
+    return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, x[:, :1])
