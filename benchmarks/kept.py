@@ -73,14 +73,14 @@ def machine() -> dict[str, str]:
 
 
 def kind() -> str:
-    """The kind of machine, such as cpu-2-x86_64 or gpu-1-nvidia-h200."""
+    """The kind of machine, such as cpu-2-amd-epyc or gpu-1-nvidia-h200."""
     import jax
 
     from pgjax.lab import machine
 
     devices = jax.devices()
     if devices[0].platform == "cpu":
-        return _slug(f"cpu-{machine.cores()}-{platform.machine()}")
+        return _slug(f"cpu-{machine.cores()}-{_processor()}")
     return _slug(f"{devices[0].platform}-{len(devices)}-{devices[0].device_kind}")
 
 

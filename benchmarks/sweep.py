@@ -2,7 +2,8 @@
 
 64 configurations of 64 environments are trained as `pgjax sweep` trains them, but for records and
 evaluation: vmapped, and shared out over the devices. Against them stands one run of 4096
-environments as `pgjax train` trains it. Configurations come in three kinds: seeds of one
+environments as `pgjax train` trains it, which shares out its environments over all devices, and
+the same on one device. Configurations come in three kinds: seeds of one
 configuration; numbers that differ and learn alike; and learning rates over four decades, most of
 which hardly learn, so that short episodes and long ones are stepped side by side.
 
@@ -20,7 +21,13 @@ from typing import Any
 from benchmarks import kept
 from pgjax.lab import machine
 
-KINDS = ("one run", "sweep of seeds", "sweep, alike", "sweep, four decades")
+KINDS = (
+    "one run",
+    "one run on one device",
+    "sweep of seeds",
+    "sweep, alike",
+    "sweep, four decades",
+)
 SETTINGS = {"runs": 64, "environments_a_run": 64, "updates": 12}
 
 
@@ -31,7 +38,7 @@ def configurations(kind: str, num: int, num_episodes: int, num_updates: int) -> 
     from pgjax.lab.config import Config
 
     base = Config(discount=0.99, num_episodes=num_episodes, num_updates=num_updates)
-    if kind == "one run":
+    if kind.startswith("one run"):
         return [dataclasses.replace(base, num_episodes=num * num_episodes)]
     if kind == "sweep of seeds":
         return [dataclasses.replace(base, seed=seed) for seed in range(num)]
@@ -43,7 +50,7 @@ def configurations(kind: str, num: int, num_episodes: int, num_updates: int) -> 
     ]
 
 
-def program(configs: list[Any]) -> tuple[Any, Any, int]:
+def program(kind: str, configs: list[Any]) -> tuple[Any, Any, int]:
     """Init and train of all runs, their inputs, and the bytes that they take."""
     import jax
 
@@ -51,10 +58,16 @@ def program(configs: list[Any]) -> tuple[Any, Any, int]:
     from pgjax.lab.sweep import plan
     from pgjax.lab.sweep import program as programs
 
+    devices = machine.devices()
+    if kind.startswith("one run"):
+        (config,) = configs
+        placed = parallel.fit(config, devices[: 1 if "one device" in kind else None], None)
+        inputs = parallel.put(experiment.inputs(configs), placed.sharding)
+        return placed.experiment, inputs, parallel.memory(placed, inputs, config)
     fitted = programs.fit(
         configs[0],
         num_runs=len(configs),
-        devices=machine.devices(),
+        devices=devices,
         memory_limit=machine.memory(),
     )
     block = parallel.block(configs[0]) or 1
@@ -85,7 +98,7 @@ def measure(smoke: bool) -> list[kept.Row]:
     num, num_episodes, num_updates = (4, 2, 2) if smoke else SETTINGS.values()
     machine.devices()  # before anything uses JAX
     programs = {
-        kind: program(configurations(kind, num, num_episodes, num_updates)) for kind in KINDS
+        kind: program(kind, configurations(kind, num, num_episodes, num_updates)) for kind in KINDS
     }
     round_of(programs, 1)
     found = [round_of(programs, num_updates) for _ in range(1 if smoke else 5)]

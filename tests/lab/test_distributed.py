@@ -26,22 +26,60 @@ def free_port():
         return listening.getsockname()[1]
 
 
+def by_flags(num):
+    """How processes of a job are told of each other: flags and environment of each."""
+    address = f"127.0.0.1:{free_port()}"
+    for index in range(num):
+        flags = ["--coordinator", address, "--num-processes", str(num), "--process-id", str(index)]
+        yield flags, {}
+
+
+def by_slurm(num):
+    """What srun tells its tasks, from which JAX makes the rest; its port follows from the job."""
+    for index in range(num):
+        yield (
+            [],
+            {
+                "SLURM_JOB_ID": str(os.getpid()),
+                "SLURM_STEP_NODELIST": "localhost",
+                "SLURM_STEP_NUM_NODES": "1",
+                "SLURM_NTASKS": str(num),
+                "SLURM_PROCID": str(index),
+                "SLURM_LOCALID": str(index),
+            },
+        )
+
+
+def by_open_mpi(num):
+    """What mpirun tells its processes."""
+    for index in range(num):
+        yield (
+            [],
+            {
+                "OMPI_MCA_orte_hnp_uri": f"{os.getpid() * 2**12}.0;tcp://127.0.0.1:34911",
+                "OMPI_COMM_WORLD_SIZE": str(num),
+                "OMPI_COMM_WORLD_RANK": str(index),
+                "OMPI_COMM_WORLD_LOCAL_RANK": str(index),
+            },
+        )
+
+
 @contextlib.contextmanager
-def started(*arguments_of_each, timeout=30):
+def started(*arguments_of_each, timeout=30, told=by_flags):
     """Processes of one job, one device each, that are gone when this is left."""
-    port, num = free_port(), len(arguments_of_each)
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "pgjax", "train", "--distributed"]
-            + ["--coordinator", f"127.0.0.1:{port}", "--num-processes", str(num)]
-            + ["--process-id", str(index), "--timeout", str(timeout), *map(str, arguments)],
-            env=environment,
+            [sys.executable, "-m", "pgjax", "train", "--distributed", *flags]
+            + ["--timeout", str(timeout), *map(str, arguments)],
+            env=environment | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for index, arguments in enumerate(arguments_of_each)
+        for arguments, (flags, variables) in zip(
+            arguments_of_each, told(len(arguments_of_each)), strict=True
+        )
     ]
     try:
         yield processes
@@ -57,9 +95,9 @@ def ended(processes):
     return [(process.returncode, *x) for process, x in zip(processes, said, strict=True)]
 
 
-def train(num, *arguments):
+def train(num, *arguments, told=by_flags):
     """A training by so many processes, from start to finish."""
-    with started(*[arguments] * num) as processes:
+    with started(*[arguments] * num, told=told) as processes:
         return ended(processes)
 
 
@@ -77,10 +115,17 @@ def file(tiny, tmp_path):
     return path, settings
 
 
-@pytest.mark.parametrize("num", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_many_processes_train_to_the_parameters_of_one(file, num):
+@pytest.mark.parametrize(
+    ("num", "told"),
+    [
+        (2, by_slurm),
+        pytest.param(2, by_open_mpi, marks=pytest.mark.slow),
+        pytest.param(4, by_flags, marks=pytest.mark.slow),
+    ],
+)
+def test_many_processes_train_to_the_parameters_of_one(file, num, told):
     path, settings = file
-    leader, *others = train(num, "--config", path)
+    leader, *others = train(num, "--config", path, told=told)
     assert leader[0] == 0, leader
     assert "M steps/s" in leader[2] and "metrics.jsonl" in leader[1]
     assert others == [(0, "", "")] * (num - 1)
