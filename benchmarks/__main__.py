@@ -1,6 +1,7 @@
 """Runs all benchmarks or those that are named, one after the other.
 
-python -m benchmarks                        # all; each keeps its result and says what moved
+python -m benchmarks                        # all; each keeps its result and says what moved,
+                                            # and what is kept is drawn
 python -m benchmarks throughput memory      # these two
 python -m benchmarks --smoke                # all at toy size; keeps nothing
 """
@@ -47,12 +48,19 @@ def main(arguments: list[str]) -> int:
     failed = []
     for name in flags.names or BENCHMARKS:
         print(f"== {name}", flush=True)
-        command = [sys.executable, "-m", f"benchmarks.{name}", *passed]
-        if subprocess.run(command, cwd=Path(__file__).parent.parent).returncode:
+        if not run(name, *passed):
             failed.append(name)
+    if not passed:
+        run("figures")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return len(failed)
+
+
+def run(module: str, *arguments: str) -> bool:
+    """Runs a module of the suite in a process of its own; whether it succeeded."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+    return subprocess.run(command, cwd=Path(__file__).parent.parent).returncode == 0
 
 
 if __name__ == "__main__":

@@ -42,6 +42,9 @@ def test_all_runs_what_is_named_and_says_what_failed(monkeypatch, capfd):
     assert command.main(["memory", "oracle", "--smoke"]) == 1
     assert ran == [["benchmarks.memory", "--smoke"], ["benchmarks.oracle", "--smoke"]]
     assert "failed: memory" in capfd.readouterr().err
+    ran.clear()
+    assert command.main(["oracle"]) == 0
+    assert ran == [["benchmarks.oracle"], ["benchmarks.figures"]]
 
 
 def test_unknown_benchmarks_are_named(capsys):
