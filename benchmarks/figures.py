@@ -149,12 +149,39 @@ def chunk_size(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+def scaling(rows: Sequence[Row]) -> Figure:
+    """Steps a second against devices, of one process and as processes, beside what is ideal."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    kinds = ("strong", "weak")
+    panels = figure.subplots(1, len(kinds), sharey=True)
+    ways = {"devices of one process": "processes", "processes of one device": "devices"}
+    for panel, kind in zip(panels, kinds, strict=True):
+        sized = [
+            row
+            | {"case": row["case"] | {"size": row["case"]["processes"] * row["case"]["devices"]}}
+            for row in rows
+            if row["case"]["scaling"] == kind
+        ]
+        for index, (label, held) in enumerate(ways.items()):
+            chosen = [row for row in sized if row["case"][held] == 1]
+            line(panel, chosen, "size", "steps_per_second", label, index)
+        (alone,) = [row for row in sized if row["case"]["size"] == 1]
+        sizes = sorted({row["case"]["size"] for row in sized})
+        ideal = [kept.median(alone, "steps_per_second") * size for size in sizes]
+        panel.plot(sizes, ideal, color="grey", linestyle=":", label="ideal")
+        panel.set_ylim(bottom=0)
+        style(panel, f"{kind} scaling", "devices", "steps a second")
+    finish(figure, panels, ())
+    return figure
+
+
 FIGURES: dict[str, Callable[[Sequence[Row]], Figure]] = {
     "throughput": throughput,
     "memory": memory,
     "roofline": roofline,
     "compile_time": compile_time,
     "chunk_size": chunk_size,
+    "scaling": scaling,
 }
 
 

@@ -9,7 +9,16 @@ import jax
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import figures, kept, memory, processes, test_kernels, throughput, timing
+from benchmarks import (
+    figures,
+    kept,
+    memory,
+    processes,
+    scaling,
+    test_kernels,
+    throughput,
+    timing,
+)
 
 # Tests of their own: audit_cost and side_by_side.
 SCRIPTS = sorted(set(command.BENCHMARKS) - {"audit_cost", "side_by_side"})
@@ -79,10 +88,16 @@ def test_figures_are_drawn_of_what_is_kept(tmp_path):
         kept.row(setting._asdict(), dict.fromkeys(names, rounds))
         for setting in memory.settings(smoke=False)
     ]
-    for name, rows in {"throughput": of_throughput, "memory": of_memory, "other": []}.items():
+    of_scaling = [
+        kept.row({"scaling": kind} | shape._asdict(), {"steps_per_second": rounds})
+        for kind in ("strong", "weak")
+        for shape in scaling.shapes(4)
+    ]
+    results = {"throughput": of_throughput, "memory": of_memory, "scaling": of_scaling, "other": []}
+    for name, rows in results.items():
         (tmp_path / f"{name}.json").write_text(json.dumps({"rows": rows}))
     drawn = figures.draw(tmp_path)
-    assert [path.name for path in drawn] == ["throughput.png", "memory.png"]
+    assert [path.name for path in drawn] == ["throughput.png", "memory.png", "scaling.png"]
     assert all(path.stat().st_size > 10_000 for path in drawn)
 
 
