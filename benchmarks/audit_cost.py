@@ -38,7 +38,7 @@ class Size(NamedTuple):
 
 SIZES = (Size(1, 4096, 256), Size(32, 256, 16), Size(32, 1024, 16), Size(1024, 32, 1))
 HORIZON = 128
-ROUNDS = 7
+ROUNDS = 5
 KINDS = {"short": {}, "full": training.ENDLESS}
 
 

@@ -31,7 +31,7 @@ AXES = {
     "width": [16, 64, 256],
     "depth": [1, 2, 4],
 }
-ROUNDS = 5
+ROUNDS = 3
 LEAST_SECONDS = 0.2
 """Seconds of a round of one program at least, as many updates as they hold."""
 
