@@ -16,7 +16,7 @@ training, and its throughput is all live steps over all seconds. Memory is XLA's
 
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import kept
 from pgjax.lab import machine
@@ -29,6 +29,14 @@ KINDS = (
     "sweep, four decades",
 )
 SETTINGS = {"runs": 64, "environments_a_run": 64, "updates": 12}
+
+
+class Program(NamedTuple):
+    """What is trained."""
+
+    experiment: Any
+    inputs: Any
+    memory: int  # bytes
 
 
 def configurations(kind: str, num: int, num_episodes: int, num_updates: int) -> list[Any]:
@@ -50,33 +58,38 @@ def configurations(kind: str, num: int, num_episodes: int, num_updates: int) -> 
     ]
 
 
-def program(kind: str, configs: list[Any]) -> tuple[Any, Any, int]:
-    """Init and train of all runs, their inputs, and the bytes that they take."""
+def one_run(config: Any, devices: Any) -> Program:
+    """A run as `pgjax train` trains it."""
+    from pgjax.lab import experiment, parallel
+
+    placed = parallel.fit(config, devices, None)
+    inputs = parallel.put(experiment.inputs([config]), placed.sharding)
+    return Program(placed.experiment, inputs, parallel.memory(placed, inputs, config))
+
+
+def sweeps(kinds: dict[str, list[Any]], devices: Any) -> dict[str, Program]:
+    """Sweeps of configs that share a program, as `pgjax sweep` trains them."""
     import jax
 
     from pgjax.lab import experiment, parallel
     from pgjax.lab.sweep import plan
     from pgjax.lab.sweep import program as programs
 
-    devices = machine.devices()
-    if kind.startswith("one run"):
-        (config,) = configs
-        placed = parallel.fit(config, devices[: 1 if "one device" in kind else None], None)
-        inputs = parallel.put(experiment.inputs(configs), placed.sharding)
-        return placed.experiment, inputs, parallel.memory(placed, inputs, config)
+    config, *others = next(iter(kinds.values()))
     fitted = programs.fit(
-        configs[0],
-        num_runs=len(configs),
-        devices=devices,
-        memory_limit=machine.memory(),
+        config, num_runs=1 + len(others), devices=devices, memory_limit=machine.memory()
     )
-    block = parallel.block(configs[0]) or 1
-    dealt = plan.dealt(configs, block, len(fitted.devices))
-    inputs = jax.device_put(experiment.inputs(dealt), fitted.sharding)
-    return fitted.experiment, inputs, fitted.memory
+    block = parallel.block(config) or 1
+
+    def of(configs):
+        dealt = plan.dealt(configs, block, len(fitted.devices))
+        inputs = jax.device_put(experiment.inputs(dealt), fitted.sharding)
+        return Program(fitted.experiment, inputs, fitted.memory)
+
+    return {kind: of(configs) for kind, configs in kinds.items()}
 
 
-def round_of(programs: dict[str, tuple[Any, Any, int]], num_updates: int) -> dict[str, float]:
+def round_of(programs: dict[str, Program], num_updates: int) -> dict[str, float]:
     """Live steps a second of each program over a whole training, update by update in turn."""
     import jax
     import numpy as np
@@ -96,9 +109,13 @@ def round_of(programs: dict[str, tuple[Any, Any, int]], num_updates: int) -> dic
 def measure(smoke: bool) -> list[kept.Row]:
     """Throughput of all kinds, and its ratio to that of one run."""
     num, num_episodes, num_updates = (4, 2, 2) if smoke else SETTINGS.values()
-    machine.devices()  # before anything uses JAX
+    devices = machine.devices()  # before anything uses JAX
+    configs = {kind: configurations(kind, num, num_episodes, num_updates) for kind in KINDS}
+    (config,) = configs.pop(KINDS[0])
     programs = {
-        kind: program(kind, configurations(kind, num, num_episodes, num_updates)) for kind in KINDS
+        KINDS[0]: one_run(config, devices),
+        KINDS[1]: one_run(*configs.pop(KINDS[1]), devices[:1]),
+        **sweeps(configs, devices),
     }
     round_of(programs, 1)
     found = [round_of(programs, num_updates) for _ in range(1 if smoke else 5)]
@@ -108,7 +125,7 @@ def measure(smoke: bool) -> list[kept.Row]:
             {
                 "steps_per_second": [each[kind] for each in found],
                 "ratio": [each[kind] / each[KINDS[0]] for each in found],
-                "bytes": [programs[kind][2]],
+                "bytes": [programs[kind].memory],
             },
         )
         for kind in KINDS

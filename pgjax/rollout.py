@@ -247,8 +247,9 @@ def _scan_while_live(step, carry, keys, horizon):
     The last entry of the carry is `live`. Where it suits the device, rows are stepped some at a
     time, and only those that are live when a block begins. Steps never taken are zeros.
     """
-    num_rows, width = len(carry[-1]), backends.current().rows
-    together = width is None or num_rows <= width
+    num_rows = len(carry[-1])
+    width = backends.current().rows or num_rows
+    together = num_rows <= width
     num_blocks = -(-horizon // (BLOCK if together else SHORT_BLOCK))
     block = -(-horizon // num_blocks)
     first = jax.vmap(lambda carry, keys: step(carry, jnp.int32(0), keys))
