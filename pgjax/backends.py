@@ -15,7 +15,7 @@ class Backend(NamedTuple):
     """How programs are laid out for a kind of device."""
 
     rows: int | None
-    """Rows of a rollout stepped side by side; None for all of them."""
+    """Rows of a rollout stepped side by side, of those that are live; None for all of them."""
     chunk_size: int
     """Samples of a gradient whose activations are held at a time."""
     seldom: int | None

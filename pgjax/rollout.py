@@ -55,9 +55,10 @@ def episodes(
 ) -> Trajectory:
     """Independent episodes from the start, at most `horizon` steps each.
 
-    An ended row keeps its last state and observation; stepping stops once every row has ended,
-    so that the cost follows the longest episode, not the horizon. Each row has a key of its own,
-    and is what it is whatever is beside it.
+    An ended row keeps its last state and observation, and stepping stops once every row has ended.
+    Where rows are stepped some at a time (`backends.Backend.rows`), ended ones make room for
+    others, so that the cost follows the live steps; else it follows the longest episode. Each row
+    has a key of its own, and is what it is whatever is beside it.
 
     Args:
       key: typed PRNG key.
