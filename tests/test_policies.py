@@ -129,10 +129,11 @@ def test_bad_network(kwargs, message):
         build("mlp", "auto", "CartPole-v1", **kwargs)
 
 
+@pytest.mark.parametrize("outputs", [2, 4])  # narrower than what goes in, and wider
 @pytest.mark.parametrize("shape", [(3,), (5, 3)])
-def test_the_product_has_all_the_derivatives_of_one(shape):
+def test_the_product_has_all_the_derivatives_of_one(shape, outputs):
     key = jax.random.key(0)
-    x, kernel = jax.random.normal(key, shape), jax.random.normal(key, (3, 2))
+    x, kernel = jax.random.normal(key, shape), jax.random.normal(key, (3, outputs))
     of = lambda product: lambda x, kernel: jnp.sum(jnp.tanh(product(x, kernel)) ** 2)
     ours, plain = of(policies.matmul), of(jnp.matmul)
     for derivative in (jax.grad, jax.jacfwd, jax.hessian):
