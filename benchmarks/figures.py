@@ -201,7 +201,8 @@ def line(panel: Axes, rows: Sequence[Row], axis: str, name: str, label: str, ind
         label=label,
     )
     panel.set_xscale("log", base=2)
-    panel.set_xticks(points, [str(point) for point in points], fontsize="x-small")
+    shown = sorted({x for each in panel.containers for x in each.lines[0].get_xdata()})
+    panel.set_xticks(shown, [str(point) for point in shown], fontsize="x-small")
     panel.yaxis.set_major_formatter(EngFormatter())
 
 

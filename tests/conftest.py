@@ -5,8 +5,6 @@ import os
 # Before anything imports JAX or matplotlib, in this process or in one that a test starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Most of the time goes into compiling. Programs that pgjax compiles are told their own level.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 import jax
 
