@@ -100,9 +100,9 @@ def episodes(
         return (state, obs, policy_state, live & ~ended), record
 
     def play(params, keys):
-        carry, step_keys = jax.vmap(begin)(keys)
-        carry, records = _scan_while_live(partial(step, params), carry, step_keys, horizon)
-        return records._replace(final_obs=carry[1])
+        rows = jax.vmap(begin)(keys)
+        (_, final_obs, *_), records = _play_while_live(partial(step, params), *rows, horizon)
+        return _by_row(records)._replace(final_obs=final_obs)
 
     return sharding.over_rows(play, mesh)(params, jax.random.split(key, num_episodes))
 
@@ -170,26 +170,20 @@ def segments(
 
     step_row = row_step(env, env_params, policy)
 
-    def window(params, time, key, *row):
-        def step(row, time, keys):
-            reset_key, *step_keys = keys
-            state, obs, policy_state, elapsed = row
-            *following, record = step_row(params, step_keys, state, obs, policy_state)
-            record = record._replace(final_obs=following[1].astype(obs.dtype))
-            ends = record.terminated | record.truncated
-            state, obs, policy_state = begin_if(ends, tuple(following), reset_key, env_params)
-            return (state, obs, policy_state, jnp.where(ends, 0, elapsed + 1)), record
-
-        keys = jax.random.split(key, 3)
-        block = max(size for size in range(1, BLOCK + 1) if horizon % size == 0)
-        starts = time + jnp.arange(0, horizon, block)
-        scan_block = lambda row, start: _scan(step, row, keys, start, block)
-        row, records = jax.lax.scan(scan_block, row, starts)
-        return row, jax.tree.map(_in_one, records)
+    def step(params, row, time, keys):
+        reset_key, *step_keys = keys
+        state, obs, policy_state, elapsed = row
+        *following, record = step_row(params, step_keys, state, obs, policy_state)
+        record = record._replace(final_obs=following[1].astype(obs.dtype))
+        ends = record.terminated | record.truncated
+        state, obs, policy_state = begin_if(ends, tuple(following), reset_key, env_params)
+        return (state, obs, policy_state, jnp.where(ends, 0, elapsed + 1)), record
 
     def play(whole, keys, *rows):
-        one = partial(window, *whole)
-        return batching.vmap_in_blocks(one, backends.current().rows)(keys, *rows)
+        params, time = whole
+        step_keys = list(jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0))
+        rows, records = _play_window(partial(step, params), rows, step_keys, time, horizon)
+        return rows, _by_row(records)
 
     keys, (*rows, time) = jax.random.split(key, len(carry.elapsed)), carry
     rows, trajectory = sharding.over_rows(play, mesh)((params, time), keys, *rows)
@@ -232,63 +226,117 @@ def row_step(env, env_params, policy):
     return step
 
 
-def _scan(step, carry, keys, start, num_steps):
-    """`scan` of `step(carry, time, keys)` from a time on, each step with keys of its own.
+def _play_while_live(step, rows, keys, horizon):
+    """Rows over at most `horizon` steps, in blocks, until none is live.
 
-    They are made all at once: hashed step by step, they would take longer than what they are for.
-    """
-    times = start + jnp.arange(num_steps)
-    of_step = [jax.vmap(jax.random.fold_in, (None, 0))(key, times) for key in keys]
-    return jax.lax.scan(lambda carry, x: step(carry, *x), carry, (times, of_step))
-
-
-def _scan_while_live(step, carry, keys, horizon):
-    """`_scan` of every row over at most `horizon` steps, in blocks, until no row is live.
-
-    The last entry of the carry is `live`. Where it suits the device, rows are stepped some at a
+    The last entry of the rows is `live`. Where it suits the device, rows are stepped some at a
     time, and only those that are live when a block begins. Steps never taken are zeros.
     """
-    num_rows = len(carry[-1])
+    num_rows = len(rows[-1])
     width = backends.current().rows or num_rows
     together = num_rows <= width
     num_blocks = -(-horizon // (BLOCK if together else SHORT_BLOCK))
     block = -(-horizon // num_blocks)
-    first = jax.vmap(lambda carry, keys: step(carry, jnp.int32(0), keys))
-    shapes = jax.eval_shape(first, carry, keys)
-    carry = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), carry, shapes[0])
-    blank = lambda x: jnp.zeros((num_rows, num_blocks, block, *x.shape[1:]), x.dtype)
+    rows, records = _blank(step, rows, keys, num_blocks * block)
 
-    def run_block(loop):
-        index, carry, records = loop
-        run = jax.vmap(lambda carry, keys: _scan(step, carry, keys, index * block, block))
-
+    def play_block(loop):
+        index, rows, records = loop
+        start = index * block
         if together:
-            carry, new = run(carry, keys)
-            store = lambda x, new: x.at[:, index].set(new)
-            return index + 1, carry, jax.tree.map(store, records, new)
-        chunks = live_chunks(carry[-1], width)
+            return index + 1, *_play(step, rows, records, keys, start, block, _store)
+        chunks = live_chunks(rows[-1], width)
 
-        def run_chunk(number, loop):
-            carry, records = loop
-            rows = chunks.index[number]
-            own, new = run(*take((carry, keys), rows))
-            place = jnp.where(chunks.valid[number], rows, num_rows)  # past the end, so dropped
+        def play_chunk(number, loop):
+            rows, records = loop
+            chosen = chunks.index[number]
+            place = jnp.where(chunks.valid[number], chosen, num_rows)  # past the end, so dropped
+            store = lambda time, x, new: x.at[time, place].set(new, mode="drop")
+            own, own_keys = take((rows, keys), chosen)
+            own, records = _play(step, own, records, own_keys, start, block, store)
             keep = lambda x, own: x.at[place].set(own, mode="drop")
-            store = lambda x, new: x.at[place, index].set(new, mode="drop")
-            return jax.tree.map(keep, carry, own), jax.tree.map(store, records, new)
+            return jax.tree.map(keep, rows, own), records
 
-        return index + 1, *jax.lax.fori_loop(0, chunks.num, run_chunk, (carry, records))
+        return index + 1, *jax.lax.fori_loop(0, chunks.num, play_chunk, (rows, records))
 
     def go_on(loop):
         index, (*_, live_rows), _ = loop
         return (index < num_blocks) & batching.any_of_all(live_rows)
 
-    loop = (jnp.int32(0), carry, jax.tree.map(blank, shapes[1]))
-    _, carry, records = jax.lax.while_loop(go_on, run_block, loop)
-    flat = lambda x: x.reshape(num_rows, -1, *x.shape[3:])[:, :horizon]
-    return carry, jax.tree.map(flat, records)
+    _, rows, records = jax.lax.while_loop(go_on, play_block, (jnp.int32(0), rows, records))
+    return rows, jax.tree.map(lambda x: x[:horizon], records)
 
 
-def _in_one(x):
-    """Blocks `[K, B, ...]` one after the other, `[K B, ...]`."""
-    return x.reshape(-1, *x.shape[2:])
+def _play_window(step, rows, keys, origin, horizon):
+    """Rows over `horizon` steps, some rows at a time where that suits the device."""
+    num_rows = len(keys[0])
+    num_shares = -(-num_rows // (backends.current().rows or num_rows))
+    width = -(-num_rows // num_shares)
+    block = max(size for size in range(1, BLOCK + 1) if horizon % size == 0)
+    rows, records = _blank(step, rows, keys, horizon)
+
+    def play_share(number, loop):
+        after, records = loop
+        # The last share takes some rows of the one before it along if it has too few of its own.
+        first = jnp.minimum(number * width, num_rows - width)
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, first, width)
+        own, own_keys = jax.tree.map(cut, (rows, keys))
+        store = partial(_store, first=first)
+
+        def play_block(index, loop):
+            own, records = loop
+            return _play(step, own, records, own_keys, index * block, block, store, origin)
+
+        own, records = jax.lax.fori_loop(0, horizon // block, play_block, (own, records))
+        put = lambda x, own: jax.lax.dynamic_update_slice_in_dim(x, own, first, 0)
+        return jax.tree.map(put, after, own), records
+
+    return jax.lax.fori_loop(0, num_shares, play_share, (rows, records))
+
+
+def _play(step, rows, records, keys, start, num_steps, store, origin=0):
+    """Some steps of some rows.
+
+    Keys are made for all steps at once: hashed step by step, they would take longer than what they
+    are for.
+
+    Args:
+      step: `(row, time, keys) -> (row, record)`, of one row.
+      rows: where they stand, `[n, ...]`.
+      records: of all rows, `[T, N, ...]`; steps come first, so that a step is stored in one piece.
+      keys: keys `[n]` of the rows.
+      start: time of the first step.
+      num_steps: how many there are.
+      store: `(time, records, record [n, ...]) -> records`.
+      origin: where the keys' own time has its zero.
+    """
+    times = start + jnp.arange(num_steps)
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))
+    of_step = [fold(key, origin + times) for key in keys]
+
+    def go(loop, x):
+        rows, records = loop
+        time, keys = x
+        rows, record = jax.vmap(step, (0, None, 0))(rows, time, keys)
+        return (rows, jax.tree.map(partial(store, time), records, record)), None
+
+    return jax.lax.scan(go, (rows, records), (times, of_step))[0]
+
+
+def _store(time, records, record, first=0):
+    """`records [T, N, ...]` with the `record [n, ...]` of a step of neighbours, from a row on."""
+    start = (time, first, *(records.ndim - 2) * [0])
+    return jax.lax.dynamic_update_slice(records, record[None], start)
+
+
+def _blank(step, rows, keys, num_steps):
+    """Rows in the dtypes that a step leaves them in, and records `[T, N, ...]` of zeros."""
+    one = jax.vmap(lambda row, keys: step(row, jnp.int32(0), keys))
+    after, record = jax.eval_shape(one, rows, keys)
+    rows = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), rows, after)
+    zeros = lambda x: jnp.zeros((num_steps, *x.shape), x.dtype)
+    return rows, jax.tree.map(zeros, record)
+
+
+def _by_row(records):
+    """`[T, N, ...]` as `[N, T, ...]`."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1), records)
