@@ -33,7 +33,7 @@ class Backend(NamedTuple):
 
 
 CPU = Backend(
-    rows=512,  # activations stay in a core's own cache
+    rows=256,  # activations stay in a core's own cache
     chunk_size=512,
     seldom=32,
     in_turn=True,

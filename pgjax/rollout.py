@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from pgjax import backends, batching, checks, sharding
+from pgjax import ahead, backends, batching, checks, sharding
 from pgjax.batching import choose
-from pgjax.chunks import live_chunks, take
+from pgjax.chunks import live_chunks
 from pgjax.environments import to_action
 from pgjax.policies import Params, Policy
 
@@ -102,7 +102,7 @@ def episodes(
     def play(params, keys):
         rows = jax.vmap(begin)(keys)
         (_, final_obs, *_), records = _play_while_live(partial(step, params), *rows, horizon)
-        return _by_row(records)._replace(final_obs=final_obs)
+        return records._replace(final_obs=final_obs)
 
     return sharding.over_rows(play, mesh)(params, jax.random.split(key, num_episodes))
 
@@ -182,8 +182,7 @@ def segments(
     def play(whole, keys, *rows):
         params, time = whole
         step_keys = list(jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0))
-        rows, records = _play_window(partial(step, params), rows, step_keys, time, horizon)
-        return rows, _by_row(records)
+        return _play_window(partial(step, params), rows, step_keys, time, horizon)
 
     keys, (*rows, time) = jax.random.split(key, len(carry.elapsed)), carry
     rows, trajectory = sharding.over_rows(play, mesh)((params, time), keys, *rows)
@@ -250,8 +249,8 @@ def _play_while_live(step, rows, keys, horizon):
             rows, records = loop
             chosen = chunks.index[number]
             place = jnp.where(chunks.valid[number], chosen, num_rows)  # past the end, so dropped
-            store = lambda time, x, new: x.at[time, place].set(new, mode="drop")
-            own, own_keys = take((rows, keys), chosen)
+            store = lambda time, x, new: x.at[place, time].set(new, mode="drop")
+            own, own_keys = jax.tree.map(lambda x: x[chosen], (rows, keys))
             own, records = _play(step, own, records, own_keys, start, block, store)
             keep = lambda x, own: x.at[place].set(own, mode="drop")
             return jax.tree.map(keep, rows, own), records
@@ -263,7 +262,7 @@ def _play_while_live(step, rows, keys, horizon):
         return (index < num_blocks) & batching.any_of_all(live_rows)
 
     _, rows, records = jax.lax.while_loop(go_on, play_block, (jnp.int32(0), rows, records))
-    return rows, jax.tree.map(lambda x: x[:horizon], records)
+    return rows, jax.tree.map(lambda x: x[:, :horizon], records)
 
 
 def _play_window(step, rows, keys, origin, horizon):
@@ -296,13 +295,13 @@ def _play_window(step, rows, keys, origin, horizon):
 def _play(step, rows, records, keys, start, num_steps, store, origin=0):
     """Some steps of some rows.
 
-    Keys are made for all steps at once: hashed step by step, they would take longer than what they
-    are for.
+    What comes of keys alone, noise above all, is made for all steps at once: step by step, hashing
+    takes longer than what it is for.
 
     Args:
       step: `(row, time, keys) -> (row, record)`, of one row.
       rows: where they stand, `[n, ...]`.
-      records: of all rows, `[T, N, ...]`; steps come first, so that a step is stored in one piece.
+      records: of all rows, `[N, T, ...]`.
       keys: keys `[n]` of the rows.
       start: time of the first step.
       num_steps: how many there are.
@@ -310,33 +309,33 @@ def _play(step, rows, records, keys, start, num_steps, store, origin=0):
       origin: where the keys' own time has its zero.
     """
     times = start + jnp.arange(num_steps)
-    fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))
-    of_step = [fold(key, origin + times) for key in keys]
+    first = lambda tree: jax.tree.map(lambda x: x[0], tree)
+    row, time, own_keys = jax.eval_shape(first, (rows, times, keys))
+    draw, go = ahead.split(lambda later, keys: step(*later, keys), (row, time), own_keys)
 
-    def go(loop, x):
+    def draw_all(time):
+        return jax.vmap(lambda *keys: draw([jax.random.fold_in(key, time) for key in keys]))(*keys)
+
+    def go_all(loop, x):
         rows, records = loop
-        time, keys = x
-        rows, record = jax.vmap(step, (0, None, 0))(rows, time, keys)
+        time, drawn = x
+        rows, record = jax.vmap(lambda row, drawn: go((row, time), drawn))(rows, drawn)
         return (rows, jax.tree.map(partial(store, time), records, record)), None
 
-    return jax.lax.scan(go, (rows, records), (times, of_step))[0]
+    noise = jax.vmap(draw_all)(origin + times)
+    return jax.lax.scan(go_all, (rows, records), (times, noise))[0]
 
 
-def _store(time, records, record, first=0):
-    """`records [T, N, ...]` with the `record [n, ...]` of a step of neighbours, from a row on."""
-    start = (time, first, *(records.ndim - 2) * [0])
-    return jax.lax.dynamic_update_slice(records, record[None], start)
+def _store(time, records, record, first: Any = 0):
+    """`records [N, T, ...]` with the `record [n, ...]` of a step of neighbours, from a row on."""
+    start = (first, time, *(records.ndim - 2) * [0])
+    return jax.lax.dynamic_update_slice(records, record[:, None], start)
 
 
 def _blank(step, rows, keys, num_steps):
-    """Rows in the dtypes that a step leaves them in, and records `[T, N, ...]` of zeros."""
+    """Rows in the dtypes that a step leaves them in, and records `[N, T, ...]` of zeros."""
     one = jax.vmap(lambda row, keys: step(row, jnp.int32(0), keys))
     after, record = jax.eval_shape(one, rows, keys)
     rows = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), rows, after)
-    zeros = lambda x: jnp.zeros((num_steps, *x.shape), x.dtype)
+    zeros = lambda x: jnp.zeros((x.shape[0], num_steps, *x.shape[1:]), x.dtype)
     return rows, jax.tree.map(zeros, record)
-
-
-def _by_row(records):
-    """`[T, N, ...]` as `[N, T, ...]`."""
-    return jax.tree.map(lambda x: x.swapaxes(0, 1), records)

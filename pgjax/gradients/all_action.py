@@ -12,7 +12,7 @@ from pgjax import checks, estimators, returns, rollout
 from pgjax.distributions import Distribution
 from pgjax.estimators import STATE_WEIGHTINGS, Hyper
 from pgjax.gradients.policy import ascent, check_counts, entropy_bonus, episode_metrics, policy_part
-from pgjax.gradients.samples import evaluate, policy_samples, unflatten
+from pgjax.gradients.samples import evaluate, policy_samples
 from pgjax.gradients.value import live_mean, live_share, regression, visits
 from pgjax.policies import Params, Policy, ValueFunction, values_of_batch
 from pgjax.rollout import Trajectory
@@ -148,7 +148,7 @@ def _learned_values(
         return jnp.stack([probs, q.astype(probs.dtype)], axis=-1)
 
     both = evaluate(probs_and_values, samples, chunks)
-    both = both if both.ndim == 4 else unflatten(both, len(longer.mask))
+    both = both.reshape(*longer.mask.shape, num_actions, 2)
     probs, q = jax.lax.stop_gradient((both[..., 0], both[..., 1]))
     return q[:, :-1], jnp.sum(probs * q, axis=-1)
 

@@ -94,7 +94,7 @@ def policy_samples(
         unroll = jax.vmap(policy.unroll, (None, 0, 0, 0))
     else:
         samples = jax.tree.map(flatten, samples)
-        chunks = live_chunks(flatten(mask), resolve(chunk_size))
+        chunks = live_chunks(mask, resolve(chunk_size))
         unroll = policy.unroll
     return (
         samples,
@@ -104,13 +104,8 @@ def policy_samples(
 
 
 def flatten(x: jax.Array) -> jax.Array:
-    """`[N, T, ...]` as `[T N, ...]`: step by step, as rollouts store it, so that nothing is moved."""
-    return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
-
-
-def unflatten(x: jax.Array, num_rows: int) -> jax.Array:
-    """`[T N, ...]` as `[N, T, ...]`."""
-    return x.reshape(-1, num_rows, *x.shape[1:]).swapaxes(0, 1)
+    """`[N, T, ...]` as `[N T, ...]`."""
+    return x.reshape(-1, *x.shape[2:])
 
 
 def repeat_first(x, mask):
