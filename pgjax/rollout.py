@@ -236,13 +236,14 @@ def _play_while_live(step, rows, keys, horizon):
     together = num_rows <= width
     num_blocks = -(-horizon // (BLOCK if together else SHORT_BLOCK))
     block = -(-horizon // num_blocks)
-    rows, records = _blank(step, rows, keys, num_blocks * block)
+    rows, records = _blank(step, rows, keys, horizon)
 
     def play_block(loop):
         index, rows, records = loop
         start = index * block
         if together:
-            return index + 1, *_play(step, rows, records, keys, start, block, _store)
+            store = lambda time, x, new: x.at[:, time].set(new, mode="drop")
+            return index + 1, *_play(step, rows, records, keys, start, block, store)
         chunks = live_chunks(rows[-1], width)
 
         def play_chunk(number, loop):
@@ -262,7 +263,7 @@ def _play_while_live(step, rows, keys, horizon):
         return (index < num_blocks) & batching.any_of_all(live_rows)
 
     _, rows, records = jax.lax.while_loop(go_on, play_block, (jnp.int32(0), rows, records))
-    return rows, jax.tree.map(lambda x: x[:, :horizon], records)
+    return rows, records
 
 
 def _play_window(step, rows, keys, origin, horizon):
