@@ -15,7 +15,9 @@ class Backend(NamedTuple):
     """How programs are laid out for a kind of device."""
 
     rows: int | None
-    """Rows of a rollout stepped side by side, of those that are live; None for all of them."""
+    """Rows of a rollout stepped side by side; None for all of them."""
+    live_rows: int | None
+    """The same where rows end: fewer, so that those that have ended soon make room for others."""
     chunk_size: int
     """Samples of a gradient whose activations are held at a time."""
     seldom: int | None
@@ -33,7 +35,8 @@ class Backend(NamedTuple):
 
 
 CPU = Backend(
-    rows=256,  # activations stay in a core's own cache
+    rows=512,  # activations stay in a core's own cache
+    live_rows=256,
     chunk_size=512,
     seldom=32,
     in_turn=True,
@@ -45,6 +48,7 @@ CPU = Backend(
 )
 ACCELERATOR = Backend(
     rows=None,
+    live_rows=None,
     chunk_size=2**17,
     seldom=None,
     in_turn=False,

@@ -56,7 +56,7 @@ def episodes(
     """Independent episodes from the start, at most `horizon` steps each.
 
     An ended row keeps its last state and observation, and stepping stops once every row has ended.
-    Where rows are stepped some at a time (`backends.Backend.rows`), ended ones make room for
+    Where rows are stepped some at a time (`backends.Backend.live_rows`), ended ones make room for
     others, so that the cost follows the live steps; else it follows the longest episode. Each row
     has a key of its own, and is what it is whatever is beside it.
 
@@ -232,7 +232,7 @@ def _play_while_live(step, rows, keys, horizon):
     time, and only those that are live when a block begins. Steps never taken are zeros.
     """
     num_rows = len(rows[-1])
-    width = backends.current().rows or num_rows
+    width = backends.current().live_rows or num_rows
     together = num_rows <= width
     num_blocks = -(-horizon // (BLOCK if together else SHORT_BLOCK))
     block = -(-horizon // num_blocks)

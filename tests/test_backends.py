@@ -11,8 +11,8 @@ from pgjax.lab.config import Config
 
 LAYOUTS = {
     "accelerator": backends.ACCELERATOR,
-    "small blocks": backends.CPU._replace(rows=4, chunk_size=8, seldom=2),
-    "one chunk": backends.CPU._replace(chunk_size=10**6, rows=None, in_turn=False),
+    "small blocks": backends.CPU._replace(rows=4, live_rows=2, chunk_size=8, seldom=2),
+    "one chunk": backends.CPU._replace(chunk_size=10**6, rows=None, live_rows=None, in_turn=False),
 }
 
 

@@ -142,7 +142,7 @@ def test_stepping_stops_when_every_row_has_ended():
 def test_only_live_rows_are_stepped(monkeypatch):
     """Where rows are stepped some at a time, but for what is left of a block and fills the last."""
     width = 4
-    monkeypatch.setattr(backends, "current", lambda: backends.CPU._replace(rows=width))
+    monkeypatch.setattr(backends, "current", lambda: backends.CPU._replace(live_rows=width))
     run, taken = counting(num_episodes=64, horizon=200)
     lengths = np.asarray(jax.jit(run)(jax.random.key(0)).mask.sum(1), int)
     jax.effects_barrier()
@@ -157,7 +157,7 @@ def test_only_live_rows_are_stepped(monkeypatch):
 @pytest.mark.parametrize("width", [1, 5, 37, None])
 def test_rows_are_the_same_however_many_are_stepped_at_a_time(name, width, monkeypatch):
     *_, expected = roll(name, num_episodes=37, horizon=70)
-    monkeypatch.setattr(backends, "current", lambda: backends.CPU._replace(rows=width))
+    monkeypatch.setattr(backends, "current", lambda: backends.CPU._replace(live_rows=width))
     *_, found = roll(name, num_episodes=37, horizon=70)
     for a, b in zip(found, expected, strict=True):
         if a.dtype == jnp.float32:
