@@ -1,11 +1,11 @@
 """Live environment steps a second of training, one axis varied at a time.
 
-The base is 1024 rows of 128 steps with 2 x 64 tanh, on all devices. Rows are episodes, of which
-those that have ended wait for the longest, or segments, whose rows go on. The learner is an actor
-alone, or an actor and a critic (GAE, one update of each); segments need a critic. CartPole is
-measured at the start of training, when episodes last twenty steps, and with episodes that do not
-end; Pendulum never ends within 128 steps, and Breakout ends early. Every call trains from the same
-initial state, so that the work stays the same. What only pads a batch is not counted.
+The base is 1024 rows of 128 steps with 2 x 64 tanh, on all devices. Rows are episodes, which end,
+or segments, whose rows go on. The learner is an actor alone, or an actor and a critic (GAE, one
+update of each); segments need a critic. CartPole is measured at the start of training, when
+episodes last twenty steps, and with episodes that do not end; Pendulum never ends within 128 steps,
+and Breakout ends early. Every call trains from the same initial state, so that the work stays the
+same. What only pads a batch is not counted.
 
     python -m benchmarks.throughput               # all of it
     python -m benchmarks.throughput --smoke       # tiny, to see that it runs; writes nothing

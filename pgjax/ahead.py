@@ -45,12 +45,15 @@ def split(
     computed = [x for eqn in ahead_eqns for x in eqn.outvars]
     between = [x for x in (*jaxpr.invars[num_later:], *computed) if x in known & wanted]
 
-    def part(inputs, outputs, eqns):
-        part = Jaxpr(jaxpr.constvars, inputs, outputs, eqns, jaxpr.effects, jaxpr.debug_info)
+    about = jaxpr.debug_info._replace(arg_names=None, result_paths=None)
+
+    def part(inputs, outputs, eqns, effects):
+        part = Jaxpr(jaxpr.constvars, inputs, outputs, eqns, effects, about)
         return jaxpr_as_fun(ClosedJaxpr(part, closed.consts))
 
-    first = part(jaxpr.invars[num_later:], between, ahead_eqns)
-    second = part([*jaxpr.invars[:num_later], *between], jaxpr.outvars, rest_eqns)
+    first = part(jaxpr.invars[num_later:], between, ahead_eqns, frozenset())
+    inputs = [*jaxpr.invars[:num_later], *between]
+    second = part(inputs, jaxpr.outvars, rest_eqns, jaxpr.effects)
 
     def rest(later, values):
         out = second(*jax.tree.leaves(later), *values)

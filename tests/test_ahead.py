@@ -40,8 +40,9 @@ def args():
 
 def test_the_parts_make_the_whole():
     place, keys = args()
-    first, rest = ahead.split(draw_and_walk, place, keys)
-    found, expected = rest(place, first(keys)), draw_and_walk(place, keys)
+    with jax.enable_checks(True):  # that both are well-formed, too
+        first, rest = ahead.split(draw_and_walk, place, keys)
+        found, expected = rest(place, first(keys)), draw_and_walk(place, keys)
     chex.assert_trees_all_equal(found, expected)
     chex.assert_trees_all_equal_dtypes(found, expected)
 
