@@ -280,7 +280,9 @@ def _play_window(step, rows, keys, origin, horizon):
         first = jnp.minimum(number * width, num_rows - width)
         cut = lambda x: jax.lax.dynamic_slice_in_dim(x, first, width)
         own, own_keys = jax.tree.map(cut, (rows, keys))
-        store = partial(_store, first=first)
+
+        def store(time, x, new):
+            return jax.lax.dynamic_update_slice(x, new[:, None], (first, time, *(x.ndim - 2) * [0]))
 
         def play_block(index, loop):
             own, records = loop
@@ -325,12 +327,6 @@ def _play(step, rows, records, keys, start, num_steps, store, origin=0):
 
     noise = jax.vmap(draw_all)(origin + times)
     return jax.lax.scan(go_all, (rows, records), (times, noise))[0]
-
-
-def _store(time, records, record, first: Any = 0):
-    """`records [N, T, ...]` with the `record [n, ...]` of a step of neighbours, from a row on."""
-    start = (first, time, *(records.ndim - 2) * [0])
-    return jax.lax.dynamic_update_slice(records, record[:, None], start)
 
 
 def _blank(step, rows, keys, num_steps):
