@@ -1,11 +1,16 @@
 """The live entries of a batch, some at a time, so that cost follows what is live."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pgjax import batching
+
+SLAB = 512
+"""Chunks whose entries are looked for at a time: the memory that takes does not grow with the
+batch, and what is lost where the last chunk of a slab is not full stays small."""
 
 
 class Chunks(NamedTuple):
@@ -31,6 +36,32 @@ def live_chunks(mask: jax.Array, size: int) -> Chunks:
     index = jnp.where(valid, index, index[0]).reshape(num_chunks, width)
     num = batching.max_of_all(-(-count // width))
     return Chunks(index, valid.reshape(num_chunks, width), num)
+
+
+def fold(
+    function: Callable[[jax.Array, jax.Array, Any], Any], init: Any, mask: jax.Array, size: int
+) -> Any:
+    """Carries a value through chunks of the live entries of a mask, in order.
+
+    Args:
+      function: `(index [B], valid [B], carry) -> carry`; indices that are not valid count for
+        nothing, and are those of live entries.
+      init: the first carry.
+      mask: taken as flat, `[M]`.
+      size: live entries of a chunk, B, at most M.
+    """
+    live = jnp.ravel(mask) > 0
+    num = min(SLAB * size, live.size)
+
+    def fold_slab(number, carry):
+        # The last slab takes along entries of the one before, which are not live a second time.
+        start = jnp.minimum(number * num, live.size - num)
+        own = jax.lax.dynamic_slice(live, [start], [num])
+        chunks = live_chunks(own & (start + jnp.arange(num) >= number * num), size)
+        step = lambda at, carry: function(start + chunks.index[at], chunks.valid[at], carry)
+        return jax.lax.fori_loop(0, chunks.num, step, carry)
+
+    return jax.lax.fori_loop(0, -(-live.size // num), fold_slab, init)
 
 
 def take(tree: Any, index: jax.Array) -> Any:

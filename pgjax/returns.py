@@ -21,6 +21,9 @@ from jax.typing import ArrayLike
 
 from pgjax import checks
 
+BLOCK = 32
+"""Steps of a series that are summed at a time."""
+
 
 def discounted_sum(x: jax.Array, rate: ArrayLike) -> jax.Array:
     """Sums a series backwards in time at a given rate.
@@ -39,9 +42,12 @@ def discounted_sum(x: jax.Array, rate: ArrayLike) -> jax.Array:
         `[..., T]` the sums y.
     """
     x, rate = _align([x], [rate])
-    time_first = (jnp.moveaxis(x, -1, 0), jnp.moveaxis(rate, -1, 0))
-    _, y = jax.lax.scan(_add_following, jnp.zeros_like(x[..., 0]), time_first, reverse=True)
-    return jnp.moveaxis(y, 0, -1)
+    # In place and some steps at a time: a scan over all would hold copies of them with time first.
+    num_blocks, rest = divmod(x.shape[-1], BLOCK)
+    loop = _sum_block(-1, (x, rate, jnp.zeros_like(x[..., 0])), rest)
+    if num_blocks:
+        loop = jax.lax.fori_loop(0, num_blocks, _sum_block, loop)
+    return loop[0]
 
 
 def td_residual(
@@ -211,8 +217,17 @@ def vtrace(
     return value + discounted_sum(residual, discount * trace)
 
 
+def _sum_block(number, loop, num_steps=BLOCK):
+    """Steps before those that are summed; a closure would be compiled anew on every eager call."""
+    y, rate, following = loop
+    start = y.shape[-1] // BLOCK * BLOCK - (number + 1) * BLOCK
+    cut = lambda x: jnp.moveaxis(jax.lax.dynamic_slice_in_dim(x, start, num_steps, axis=-1), -1, 0)
+    following, sums = jax.lax.scan(_add_following, following, (cut(y), cut(rate)), reverse=True)
+    y = jax.lax.dynamic_update_slice_in_dim(y, jnp.moveaxis(sums, 0, -1), start, axis=-1)
+    return y, rate, following
+
+
 def _add_following(following, x_and_rate):
-    """One step of `discounted_sum`; a closure would be compiled anew on every eager call."""
     x, rate = x_and_rate
     y = x + rate * following
     return y, y

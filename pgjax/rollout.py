@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from pgjax import ahead, backends, batching, checks, sharding
+from pgjax import ahead, backends, batching, checks, chunks, sharding
 from pgjax.batching import choose
-from pgjax.chunks import live_chunks
 from pgjax.environments import to_action
 from pgjax.policies import Params, Policy
 
@@ -244,19 +243,17 @@ def _play_while_live(step, rows, keys, horizon):
         if together:
             store = lambda time, x, new: x.at[:, time].set(new, mode="drop")
             return index + 1, *_play(step, rows, records, keys, start, block, store)
-        chunks = live_chunks(rows[-1], width)
 
-        def play_chunk(number, loop):
+        def play_chunk(chosen, valid, loop):
             rows, records = loop
-            chosen = chunks.index[number]
-            place = jnp.where(chunks.valid[number], chosen, num_rows)  # past the end, so dropped
+            place = jnp.where(valid, chosen, num_rows)  # past the end, so dropped
             store = lambda time, x, new: x.at[place, time].set(new, mode="drop")
             own, own_keys = jax.tree.map(lambda x: x[chosen], (rows, keys))
             own, records = _play(step, own, records, own_keys, start, block, store)
             keep = lambda x, own: x.at[place].set(own, mode="drop")
             return jax.tree.map(keep, rows, own), records
 
-        return index + 1, *jax.lax.fori_loop(0, chunks.num, play_chunk, (rows, records))
+        return index + 1, *chunks.fold(play_chunk, (rows, records), rows[-1], width)
 
     def go_on(loop):
         index, (*_, live_rows), _ = loop

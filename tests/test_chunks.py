@@ -37,6 +37,22 @@ def test_vmapped_chunks_share_their_number():
     np.testing.assert_array_equal(found.valid.sum((1, 2)), [1, 5])
 
 
+@pytest.mark.parametrize("slab", [1, 2, 3, 512])
+@pytest.mark.parametrize("size", [1, 2, 5, 12, 100])
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_a_fold_sees_every_live_entry_once_and_in_order(mask, size, slab, monkeypatch):
+    monkeypatch.setattr(chunks, "SLAB", slab)
+
+    def note(index, valid, carry):
+        seen, num = carry
+        place = jnp.where(valid, num + jnp.cumsum(valid) - 1, mask.size)
+        return seen.at[place].set(index, mode="drop"), num + jnp.sum(valid)
+
+    fold = jax.jit(lambda mask: chunks.fold(note, (jnp.zeros(mask.size, int), 0), mask, size))
+    seen, num = fold(jnp.asarray(mask))
+    np.testing.assert_array_equal(seen[:num], np.nonzero(mask.ravel())[0])
+
+
 @pytest.mark.parametrize(
     "index", [[2, 3, 4], [0, 1, 2], [5, 6, 7], [0, 2, 4], [1, 2, 1], [4, 3, 2], [7, 7, 7], [6]]
 )

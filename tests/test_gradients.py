@@ -10,11 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from pgjax import environments, estimators, gradients, policies, rollout, train
-from pgjax.chunks import live_chunks
+from pgjax import chunks, environments, estimators, gradients, policies, rollout, train
 from pgjax.environments import MDP
 from pgjax.estimators import Hyper, estimator
-from pgjax.gradients.samples import accumulate
+from pgjax.gradients.samples import Live, accumulate
 
 KEY = jax.random.key(0)
 
@@ -240,9 +239,41 @@ def test_peak_memory_does_not_grow_with_the_network_times_the_steps():
     assert temporary_bytes(256 * 256) > 100e6
 
 
+@pytest.mark.parametrize(
+    ("rows", "form", "baseline", "most"),
+    [("episodes", "reward_to_go", "leave_one_out", 1.4), ("segments", "gae", "value", 2.0)],
+)
+def test_an_update_needs_little_beside_its_trajectory(rows, form, baseline, most, monkeypatch):
+    """What it makes of whole batches; live samples are looked for a slab at a time."""
+    num, horizon = 2**14, 128
+    make, shape = gradients.segment_gradient, {"num_rows": num}
+    if rows == "episodes":
+        make, shape = gradients.policy_gradient, {"num_episodes": num}
+    _, params, (env, env_params, policy, value, _) = cartpole(form, baseline)
+    gradient_fn = make(
+        *(env, env_params, policy, estimator(form, baseline, "uniform"), Hyper()),
+        **shape,
+        horizon=horizon,
+        value_function=value,
+    )
+    optimizer = optax.adam(1e-2)
+
+    def times_the_trajectory():
+        state = jax.eval_shape(lambda key: train.init(key, params, optimizer, gradient_fn), KEY)
+        step = jax.jit(lambda key, state: train.step(key, state, gradient_fn, optimizer))
+        analysis = step.lower(KEY, state).compile().memory_analysis()
+        # obs, action, log_prob, reward and mask; two flags; observations after each step
+        bytes_of_step = 4 * (4 + 1 + 1 + 1 + 1) + 2 + (16 if rows == "segments" else 0)
+        return analysis.temp_size_in_bytes / (num * horizon * bytes_of_step)
+
+    assert 1 < times_the_trajectory() < most
+    monkeypatch.setattr(chunks, "SLAB", 10**6)
+    assert times_the_trajectory() > most
+
+
 def test_a_sum_over_very_many_chunks_is_not_worn_away():
     """One after the other, a hundred thousand tenths in float32 make 9998.6."""
-    live = live_chunks(jnp.ones(10**5), 1)
+    live = Live(jnp.ones(10**5), 1)
     tenths = jnp.full(10**5, 0.1)
     total = accumulate(lambda x, valid: jnp.sum(valid * x), tenths, live, jnp.zeros(()))
     np.testing.assert_allclose(total, 1e4, rtol=2e-7)

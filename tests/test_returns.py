@@ -36,6 +36,18 @@ def arguments(kernel, seed, shape=(T,), **changes):
     return {name: drawn[name] for name in inspect.signature(kernel).parameters if name in drawn}
 
 
+@pytest.mark.parametrize("num", [1, 31, 32, 33, 64, 100])
+def test_a_series_of_any_length_is_summed_whole(num):
+    rng = np.random.default_rng(num)
+    x, rate = rng.normal(size=(2, 3, num))
+    following, expected = np.zeros(3), np.empty_like(x)
+    for t in reversed(range(num)):
+        expected[:, t] = following = x[:, t] + rate[:, t] * following
+    with jax.enable_x64():
+        np.testing.assert_allclose(returns.discounted_sum(x, rate), expected, rtol=1e-12)
+        check_grads(returns.discounted_sum, (x[:, :70], rate[:, :70]), order=1, modes=["rev"])
+
+
 # Definitions, written as sums over one row. None of them recurses.
 
 

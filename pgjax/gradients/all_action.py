@@ -138,7 +138,7 @@ def _learned_values(
     The observation after an episode's last step takes the place that follows it.
     """
     longer = _with_final_obs(trajectory)
-    samples, chunks, distributions = policy_samples(policy, longer, None, chunk_size)
+    samples, live, distributions = policy_samples(policy, longer, None, chunk_size)
 
     def probs_and_values(samples):
         probs = _probs(distributions(params["policy"], samples), num_actions)
@@ -147,7 +147,7 @@ def _learned_values(
         q = apply(params["value"], obs).reshape(*batch, num_actions)
         return jnp.stack([probs, q.astype(probs.dtype)], axis=-1)
 
-    both = evaluate(probs_and_values, samples, chunks)
+    both = evaluate(probs_and_values, samples, live)
     both = both.reshape(*longer.mask.shape, num_actions, 2)
     probs, q = jax.lax.stop_gradient((both[..., 0], both[..., 1]))
     return q[:, :-1], jnp.sum(probs * q, axis=-1)

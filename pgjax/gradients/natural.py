@@ -117,7 +117,7 @@ def fisher_product(
     chunk_size: int | None,
 ) -> Callable[[Params], Params]:
     """The map x -> 1/N sum_i sum_t w_it s_it (s_it . x) for weights `[N, T]`."""
-    samples, chunks, distributions = policy_samples(policy, trajectory, weight, chunk_size)
+    samples, live, distributions = policy_samples(policy, trajectory, weight, chunk_size)
     num_rows = len(trajectory.mask)
 
     def product(x):
@@ -128,7 +128,7 @@ def fisher_product(
             weight = expand(valid, slope) * samples.extra / num_rows
             return pull_back((weight * slope).astype(slope.dtype))[0]
 
-        return accumulate(part, samples, chunks, like=params)
+        return accumulate(part, samples, live, like=params)
 
     return product
 

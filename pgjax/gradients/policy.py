@@ -222,7 +222,7 @@ def ascent(
       policy_state: `[N, ...]` where the policy's memory starts; None for its initial state.
       scored: `(distribution, action)` to what is weighed, shaped like `weight`.
     """
-    samples, chunks, distributions = policy_samples(
+    samples, live, distributions = policy_samples(
         policy, trajectory, (weight, bonus), chunk_size, policy_state
     )
     num_rows = len(trajectory.mask)
@@ -238,7 +238,7 @@ def ascent(
         return uphill
 
     gradient = lambda samples, valid: jax.grad(objective)(params, samples, valid)
-    return accumulate(gradient, samples, chunks, like=params)
+    return accumulate(gradient, samples, live, like=params)
 
 
 def entropy_bonus(state_weighting: str, trajectory: Trajectory, hyper: Hyper) -> jax.Array | None:

@@ -6,11 +6,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pgjax import backends
-from pgjax.chunks import Chunks, live_chunks, take
+from pgjax import backends, chunks
 from pgjax.distributions import Distribution
 from pgjax.policies import Params, Policy
 from pgjax.rollout import Trajectory
+
+
+class Live(NamedTuple):
+    """Which samples count, and how many of them are evaluated at a time."""
+
+    mask: jax.Array  # [B] or [N, T], of samples as they lie flat
+    size: int
 
 
 class Samples(NamedTuple):
@@ -29,39 +35,35 @@ def resolve(chunk_size: int | None) -> int:
 
 
 def accumulate(
-    function: Callable[[Any, jax.Array], Params], samples: Any, chunks: Chunks, like: Params
+    function: Callable[[Any, jax.Array], Params], samples: Any, live: Live, like: Params
 ) -> Params:
-    """Sum of `function(samples [B, ...], valid [B])` over chunks, shaped like `like`.
+    """Sum of `function(samples [B, ...], valid [B])` over the live samples, shaped like `like`.
 
     The function must itself be a sum over samples in which the invalid ones count for nothing.
     What rounding takes from the total is given back to the next part (Kahan 1965), so that the
     error does not grow with the number of chunks.
     """
 
-    def add(index, carry):
+    def add(index, valid, carry):
         total, surplus = carry
-        valid = chunks.valid[index].astype(jnp.result_type(float))
-        part = function(take(samples, chunks.index[index]), valid)
+        part = function(chunks.take(samples, index), valid.astype(jnp.result_type(float)))
         part = jax.tree.map(jnp.subtract, part, surplus)
         new = jax.tree.map(jnp.add, total, part)
         surplus = jax.tree.map(lambda new, old, part: (new - old) - part, new, total, part)
         return new, surplus
 
     zeros = jax.tree.map(jnp.zeros_like, like)
-    return jax.lax.fori_loop(0, chunks.num, add, (zeros, zeros))[0]
+    return chunks.fold(add, (zeros, zeros), *live)[0]
 
 
-def evaluate(function: Callable[[Any], jax.Array], samples: Any, chunks: Chunks) -> jax.Array:
+def evaluate(function: Callable[[Any], jax.Array], samples: Any, live: Live) -> jax.Array:
     """`function(samples [B, ...]) -> [B, ...]` of every live sample, zero at the others."""
 
-    def store(index, out):
-        chunk = chunks.index[index]
-        return out.at[chunk].set(function(take(samples, chunk)))
+    def store(index, valid, out):
+        return out.at[index].set(function(chunks.take(samples, index)))
 
-    shape = jax.eval_shape(lambda: function(take(samples, chunks.index[0])))
-    num = len(jax.tree.leaves(samples)[0])
-    blank = jnp.zeros((num, *shape.shape[1:]), shape.dtype)
-    return jax.lax.fori_loop(0, chunks.num, store, blank)
+    like = jax.eval_shape(function, samples)
+    return chunks.fold(store, jnp.zeros(like.shape, like.dtype), *live)
 
 
 def policy_samples(
@@ -70,10 +72,10 @@ def policy_samples(
     extra: Any,
     chunk_size: int | None,
     policy_state: Any = None,
-) -> tuple[Samples, Chunks, Callable[[Params, Samples], Distribution]]:
-    """Samples, their chunks, and the function from params and samples to distributions.
+) -> tuple[Samples, Live, Callable[[Params, Samples], Distribution]]:
+    """Samples, which of them are live, and the function from params and samples to distributions.
 
-    Policies without memory see chunks of single steps, the others chunks of whole rows, starting
+    Policies without memory see single steps, the others whole rows, starting
     from `policy_state [N, ...]`, or from their initial state where that is None.
     """
     mask = trajectory.mask > 0
@@ -90,15 +92,15 @@ def policy_samples(
     if jax.tree.leaves(samples.policy_state):
         fill = lambda tree: jax.tree.map(lambda x: repeat_first(x, mask), tree)
         samples = samples._replace(obs=fill(samples.obs), action=fill(samples.action))
-        chunks = live_chunks(mask[:, 0], max(1, resolve(chunk_size) // mask.shape[1]))
+        live = Live(mask[:, 0], max(1, resolve(chunk_size) // mask.shape[1]))
         unroll = jax.vmap(policy.unroll, (None, 0, 0, 0))
     else:
         samples = jax.tree.map(flatten, samples)
-        chunks = live_chunks(mask, resolve(chunk_size))
+        live = Live(mask, resolve(chunk_size))
         unroll = policy.unroll
     return (
         samples,
-        chunks,
+        live,
         lambda params, chunk: unroll(params, chunk.policy_state, chunk.obs, chunk.boundary),
     )
 

@@ -149,8 +149,9 @@ def _tally(
         "discounted_return": jnp.asarray(discount, reward.dtype) ** elapsed * reward,
         "episode_length": jnp.ones_like(reward),
     }
-    finished = jnp.flip(jnp.cumsum(jnp.flip(ends, axis=1), axis=1), axis=1) > 0  # an end follows
-    num_ends = jnp.sum(ends)
+    time = jnp.arange(ends.shape[1])[None]
+    last_end = jnp.max(jnp.where(ends, time, -1), axis=1, keepdims=True)
+    finished, num_ends = time <= last_end, jnp.sum(ends)
 
     def sums(name, chosen):
         inside = jnp.sum(jnp.where(chosen, addends[name], 0), axis=1)

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from pgjax import estimators
-from pgjax.chunks import live_chunks
 from pgjax.estimators import Estimator, Hyper, Steps
-from pgjax.gradients.samples import accumulate, evaluate, flatten, resolve
+from pgjax.gradients.samples import Live, accumulate, evaluate, flatten, resolve
 from pgjax.policies import Params, ValueFunction, values_of_batch
 from pgjax.rollout import Trajectory
 
@@ -30,16 +29,17 @@ def values(
     apply = values_of_batch(value_function)
 
     def value_of(obs, where):
-        value = evaluate(lambda obs: apply(params, obs), flatten(obs), chunks=where)
+        own = Live(where, resolve(chunk_size))
+        value = evaluate(lambda obs: apply(params, obs), flatten(obs), own)
         return value.reshape(live.shape).astype(dtype)
 
-    value = value_of(trajectory.obs, live_chunks(live, resolve(chunk_size)))
+    value = value_of(trajectory.obs, live)
     ends = ~jnp.pad(live[:, 1:], ((0, 0), (0, 1)))
     if trajectory.final_obs.ndim < trajectory.obs.ndim:
         last = apply(params, trajectory.final_obs)[:, None].astype(dtype)
     else:
         ends |= jnp.logical_or(trajectory.terminated, trajectory.truncated)
-        last = value_of(trajectory.final_obs, live_chunks(live & ends, resolve(chunk_size)))
+        last = value_of(trajectory.final_obs, live & ends)
     following = jnp.pad(value[:, 1:], ((0, 0), (0, 1)))
     next_value = jnp.where(live, jnp.where(ends, last, following), 0)
     return jax.lax.stop_gradient((value, next_value))
@@ -106,7 +106,7 @@ def regression(
     return accumulate(
         lambda chunk, valid: jax.grad(objective)(params, *chunk, valid),
         jax.tree.map(flatten, samples),
-        live_chunks(trajectory.mask, resolve(chunk_size)),
+        Live(trajectory.mask, resolve(chunk_size)),
         like=params,
     )
 

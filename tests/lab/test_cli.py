@@ -1,6 +1,7 @@
 """The command line: what it does, and one clear line for whatever the user got wrong."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -293,7 +294,10 @@ def test_version(capsys):
 
 
 def python(*arguments):
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"XLA_FLAGS": ""}  # compiled as users compile, not as tests do
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 def test_as_a_program_it_refuses_without_a_traceback(elsewhere):

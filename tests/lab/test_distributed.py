@@ -67,7 +67,9 @@ def by_open_mpi(num):
 @contextlib.contextmanager
 def started(*arguments_of_each, timeout=30, told=by_flags):
     """Processes of one job, one device each, that are gone when this is left."""
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+    # Compiled as users compile, not as tests do.
+    settings = {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = os.environ | settings
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "pgjax", "train", "--distributed", *flags]
