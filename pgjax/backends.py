@@ -44,7 +44,7 @@ CPU = Backend(
     precisions=("float32",),
     # A level of one runs as fast as XLA's own three, and compiles a quarter faster.
     compiler_options={"xla_cpu_prefer_vector_width": 512, "xla_backend_optimization_level": 1},
-    seldom_run_options={"xla_backend_optimization_level": 0},
+    seldom_run_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
 )
 ACCELERATOR = Backend(
     rows=None,
