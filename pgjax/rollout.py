@@ -1,5 +1,6 @@
 """Many rows of a policy in an environment: whole episodes, or windows of rows that persist."""
 
+from collections.abc import Collection
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,6 +32,10 @@ class Trajectory(NamedTuple):
     final_obs: Any = None  # [N, *O] after the last live step; [N, T, *O] after each, in segments
 
 
+STEP_FIELDS = tuple(name for name in Trajectory._fields if name != "final_obs")
+"""What a trajectory holds of every step."""
+
+
 class Rows(NamedTuple):
     """Where N persistent rows stand between two windows."""
 
@@ -50,6 +55,7 @@ def episodes(
     *,
     num_episodes: int,
     horizon: int,
+    fields: Collection[str] = STEP_FIELDS,
     mesh: Mesh | None = None,
 ) -> Trajectory:
     """Independent episodes from the start, at most `horizon` steps each.
@@ -67,16 +73,20 @@ def episodes(
       params: the policy's parameters.
       num_episodes: rows, N.
       horizon: steps a row, T; a row cut there is truncated.
+      fields: what is kept of every step, for those who need little of it: the rest takes no memory.
       mesh: devices that the rows are shared out over (`sharding.mesh`); None for one.
 
     Returns:
-      A `Trajectory` of `[N, T, ...]`, zero wherever `mask` is zero.
+      A `Trajectory` of `[N, T, ...]`, zero wherever `mask` is zero; None for fields not kept.
 
     Raises:
-      ValueError: `num_episodes` or `horizon` below one, or rows that do not fit the mesh.
+      ValueError: `num_episodes` or `horizon` below one, a field that there is not, or rows that do
+        not fit the mesh.
     """
     checks.at_least("num_episodes", num_episodes, 1)
     checks.at_least("horizon", horizon, 1)
+    for field in fields:
+        checks.choice("fields", field, STEP_FIELDS)
     sharding.check("num_episodes", num_episodes, mesh)
 
     step_row = row_step(env, env_params, policy)
@@ -94,6 +104,7 @@ def episodes(
         window_ends = (time == horizon - 1) & ~record.terminated
         record = record._replace(truncated=record.truncated | window_ends)
         ended = record.terminated | record.truncated
+        record = record._replace(**dict.fromkeys(set(STEP_FIELDS) - set(fields)))
         record = choose(live, record, jax.tree.map(jnp.zeros_like, record))
         state, obs = choose(live, (next_state, next_obs), (state, obs))
         return (state, obs, policy_state, live & ~ended), record

@@ -221,6 +221,25 @@ def test_greedy_takes_the_mode():
     np.testing.assert_allclose(trajectory.action[0], mode, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("live_rows", [None, 5])
+def test_what_is_not_kept_takes_no_memory(live_rows, monkeypatch):
+    monkeypatch.setattr(backends, "CPU", backends.CPU._replace(live_rows=live_rows))
+    env, env_params, policy, params, whole = roll()
+
+    def play(fields):
+        few = {"num_episodes": 16, "horizon": 100, "fields": fields}
+        return rollout.episodes(jax.random.key(0), env, env_params, policy, params, **few)
+
+    for fields in (("mask", "reward"), ("obs",), ()):
+        part = jax.jit(play, static_argnums=0)(fields)
+        kept = {name for name in rollout.STEP_FIELDS if getattr(part, name) is not None}
+        assert kept == set(fields)
+        for name in (*fields, "final_obs"):
+            np.testing.assert_array_equal(getattr(part, name), getattr(whole, name))
+    with pytest.raises(ValueError, match="fields='rewards' is unknown"):
+        play(("rewards",))
+
+
 @pytest.mark.parametrize("count", ["num_episodes", "horizon"])
 def test_bad_input(count):
     with pytest.raises(ValueError, match=f"{count}=0"):

@@ -181,6 +181,7 @@ def build(config: Config, mesh: Mesh | None = None) -> Experiment:
             params if value_function is None else params["policy"],
             num_episodes=-(-num_episodes // num_devices) * num_devices,
             horizon=own.horizon,
+            fields=("reward", "mask"),
             mesh=mesh,
         )
         return {
