@@ -5,7 +5,7 @@ Trains every config in `experiments/configs/`, each for ten seeds in one program
 final policies on fresh episodes, sampling and greedy. Writes `experiments/results/table.json` and
 prints the README's table.
 
-    python -m experiments.results_table               # all, about fifteen minutes on two cores
+    python -m experiments.results_table               # all, about six minutes on two cores
     python -m experiments.results_table CartPole-v1   # some, the others kept as they were
     python -m experiments.results_table --print       # only the table of the kept results
 """
