@@ -75,8 +75,8 @@ def policy_samples(
 ) -> tuple[Samples, Live, Callable[[Params, Samples], Distribution]]:
     """Samples, which of them are live, and the function from params and samples to distributions.
 
-    Policies without memory see single steps, the others whole rows, starting
-    from `policy_state [N, ...]`, or from their initial state where that is None.
+    Policies without memory see single steps, the others whole rows, starting from `policy_state
+    [N, ...]`, or from their initial state where that is None.
     """
     mask = trajectory.mask > 0
     if policy_state is None:
