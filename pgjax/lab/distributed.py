@@ -31,6 +31,11 @@ LOST = 1
 
 LOST_LINE = "another process of the job was lost; continue with --resume in all of them"
 
+LOOPBACK_HINT = (
+    "on several hosts, the name of each must resolve to an address that the others reach, "
+    "not to 127.0.0.1"
+)
+
 MESSAGE = 4096
 """Bytes of a message between processes, shorter ones filled up."""
 
@@ -247,11 +252,17 @@ _kept: list[Any] = []
 def _give_up(error: Exception) -> NoReturn:
     """Ends this process for an error that the others do not know of; they then lose it."""
     if isinstance(error, jax.errors.JaxRuntimeError) or re.match(r"[A-Z_]+: ", str(error)):
-        print(f"pgjax: error: {LOST_LINE} ({_first_line(error)})", file=sys.stderr, flush=True)
+        print(f"pgjax: error: {LOST_LINE} ({_why_lost(error)})", file=sys.stderr, flush=True)
     else:
         traceback.print_exception(error)
     sys.stderr.flush()
     os._exit(LOST)
+
+
+def _why_lost(error: Exception) -> str:
+    """What JAX says, and what to do where CPUs looked for each other on the wrong host."""
+    hint = f"; {LOOPBACK_HINT}" if re.search(r"remote=\[127\.", str(error)) else ""
+    return _first_line(error) + hint
 
 
 def _first_line(error: Exception) -> str:

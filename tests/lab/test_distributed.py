@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from pgjax.lab import checkpoints, config, directory, records, run
+from pgjax.lab import checkpoints, config, directory, distributed, records, run
 
 LOST = "pgjax: error: another process of the job was lost; continue with --resume in all of them"
 TIMEOUT = 120
@@ -244,3 +244,10 @@ def test_a_process_whose_others_do_not_come_says_so_in_time(tmp_path, index):
     assert done.stderr.startswith(f"pgjax: error: distributed: process {index} of 2 could not join")
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_hosts_whose_names_lead_nowhere_are_told_what_to_do():
+    refused = "UNKNOWN: Gloo context initialization failed: Connection refused, remote=[{}]:3979"
+    for address, hinted in (("127.0.0.1", True), ("10.0.0.2", False)):
+        said = distributed._why_lost(jax.errors.JaxRuntimeError(refused.format(address)))
+        assert address in said and (distributed.LOOPBACK_HINT in said) == hinted
