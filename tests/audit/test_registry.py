@@ -10,7 +10,7 @@ from pgjax.estimators import Hyper
 
 from ..choices import ACCEPTED
 
-HORIZON, NUM_EPISODES, NUM_REPLICATES = 3, 2, 20_000
+HORIZON, NUM_EPISODES, NUM_REPLICATES = 3, 2, 80_000
 HYPER = Hyper(discount=0.7, lambda_=0.6, n=2, constant=0.4)
 FALSE_ALARM = 1e-5
 
