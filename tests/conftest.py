@@ -6,8 +6,8 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Most of a test is compilation, which takes half the time so; what comes out runs slower. Jobs of
-# several processes, programs that tests start and the side-by-side benchmark are compiled as users
-# compile.
+# several processes, `python -m pgjax` as a program and the side-by-side benchmark are compiled as
+# users compile.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
 )

@@ -222,7 +222,7 @@ def test_greedy_takes_the_mode():
 
 
 @pytest.mark.parametrize("live_rows", [None, 5])
-def test_what_is_not_kept_takes_no_memory(live_rows, monkeypatch):
+def test_what_is_not_asked_for_is_not_kept(live_rows, monkeypatch):
     monkeypatch.setattr(backends, "CPU", backends.CPU._replace(live_rows=live_rows))
     env, env_params, policy, params, whole = roll()
 
