@@ -16,8 +16,9 @@ class Backend(NamedTuple):
 
     rows: int | None
     """Rows of a rollout stepped side by side; None for all of them."""
-    live_rows: int | None
-    """The same where rows end: fewer, so that those that have ended soon make room for others."""
+    live_rows: tuple[int, ...] | None
+    """The same where rows end: fewer, so that those that have ended soon make room for others, and
+    fewer again once no more than that are live. Each compiles a step of its own."""
     chunk_size: int
     """Samples of a gradient whose activations are held at a time."""
     seldom: int | None
@@ -32,11 +33,13 @@ class Backend(NamedTuple):
     """What XLA is told where pgjax compiles."""
     seldom_run_options: Mapping[str, int | bool | str]
     """What it is told beside that for programs that cost more to compile than to run."""
+    flags: tuple[str, ...]
+    """What XLA takes only from the environment variable `XLA_FLAGS`, before JAX is first used."""
 
 
 CPU = Backend(
     rows=512,  # activations stay in a core's own cache
-    live_rows=256,
+    live_rows=(256, 64),
     chunk_size=512,
     seldom=32,
     in_turn=True,
@@ -45,6 +48,9 @@ CPU = Backend(
     # A level of one runs as fast as XLA's own three, and compiles a quarter faster.
     compiler_options={"xla_cpu_prefer_vector_width": 512, "xla_backend_optimization_level": 1},
     seldom_run_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
+    # Loops that touch less than this many bytes become one function each. Else every operation in
+    # them, as in the hash of random keys, is a task that both devices' threads wait for.
+    flags=("--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=4000000",),
 )
 ACCELERATOR = Backend(
     rows=None,
@@ -56,6 +62,7 @@ ACCELERATOR = Backend(
     precisions=("float32", "tensorfloat32", "bfloat16"),
     compiler_options={},
     seldom_run_options={},
+    flags=(),
 )
 
 

@@ -50,7 +50,7 @@ def fold(
       mask: taken as flat, `[M]`.
       size: live entries of a chunk, B, at most M.
     """
-    live = jnp.ravel(mask) > 0
+    live = jnp.ravel(mask if mask.dtype == bool else mask > 0)  # alike, to be computed once
     num = min(SLAB * size, live.size)
 
     def fold_slab(number, carry):

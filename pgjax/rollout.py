@@ -239,16 +239,19 @@ def _play_while_live(step, rows, keys, horizon):
     """Rows over at most `horizon` steps, in blocks, until none is live.
 
     The last entry of the rows is `live`. Where it suits the device, rows are stepped some at a
-    time, and only those that are live when a block begins. Steps never taken are zeros.
+    time, fewer once few are live, and only those that are live when a block begins. Steps never
+    taken are zeros.
     """
     num_rows = len(rows[-1])
-    width = backends.current().live_rows or num_rows
-    together = num_rows <= width
+    widths = backends.current().live_rows or (num_rows,)
+    together = num_rows <= widths[0]
+    if together:
+        widths = (num_rows,)
     num_blocks = -(-horizon // (BLOCK if together else SHORT_BLOCK))
     block = -(-horizon // num_blocks)
     rows, records = _blank(step, rows, keys, horizon)
 
-    def play_block(loop):
+    def play_block(width, loop):
         index, rows, records = loop
         start = index * block
         if together:
@@ -266,11 +269,14 @@ def _play_while_live(step, rows, keys, horizon):
 
         return index + 1, *chunks.fold(play_chunk, (rows, records), rows[-1], width)
 
-    def go_on(loop):
+    def go_on(fewer, loop):
         index, (*_, live_rows), _ = loop
-        return (index < num_blocks) & batching.any_of_all(live_rows)
+        return (index < num_blocks) & (batching.max_of_all(jnp.sum(live_rows)) > fewer)
 
-    _, rows, records = jax.lax.while_loop(go_on, play_block, (jnp.int32(0), rows, records))
+    loop = jnp.int32(0), rows, records
+    for width, fewer in zip(widths, (*widths[1:], 0), strict=True):
+        loop = jax.lax.while_loop(partial(go_on, fewer), partial(play_block, width), loop)
+    _, rows, records = loop
     return rows, records
 
 

@@ -253,13 +253,21 @@ def episode_metrics(trajectory: Trajectory, hyper: Hyper) -> Metrics:
     mask, reward = trajectory.mask, trajectory.reward
     length = jnp.sum(mask, axis=1)
     discount = jnp.asarray(hyper.discount, reward.dtype) ** jnp.arange(reward.shape[1])
+    rows = (
+        jnp.sum(reward, axis=1),
+        reward @ discount,
+        length,
+        jnp.sum(jnp.where(mask > 0, trajectory.log_prob, 0), axis=1),
+    )
+    # Together: devices wait for each other at every mean.
+    mean_return, discounted_return, mean_length, log_prob = jnp.mean(jnp.stack(rows), axis=1)
     return {
-        "return": jnp.mean(jnp.sum(reward, axis=1)),
-        "discounted_return": jnp.mean(reward @ discount),
-        "episode_length": jnp.mean(length),
+        "return": mean_return,
+        "discounted_return": discounted_return,
+        "episode_length": mean_length,
         "env_steps": jnp.sum(length.astype(jnp.int32)),
-        "live_fraction": jnp.mean(mask),
-        "entropy": -live_mean(trajectory.log_prob, mask),
+        "live_fraction": mean_length / mask.shape[1],
+        "entropy": -log_prob / jnp.maximum(mean_length, 1 / len(mask)),
     }
 
 

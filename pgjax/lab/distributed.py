@@ -63,7 +63,7 @@ def joined(job: Job) -> Iterator[None]:
       ValueError: the job cannot be, or is not to be found in time.
     """
     _check(job)
-    machine.cores_as_devices()
+    machine.prepare()
     explicit = job.coordinator is not None
     if explicit:
         why = f"process {job.process_id} of {job.num_processes} could not join the others at "

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from pgjax import backends
+
 UNTOLD = -1
 """What JAX has for the number of CPU devices until it is told one."""
 
@@ -18,13 +20,21 @@ def devices() -> list[Any]:
 
     Cores become devices only if JAX has not been used yet; else there are as many as there are.
     """
-    cores_as_devices()
+    prepare()
     return jax.local_devices()
 
 
-def cores_as_devices() -> None:
-    """Makes every core a device, unless JAX is in use already or was told a number of them."""
-    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+def prepare() -> None:
+    """Makes every core a device and gives XLA its flags (`backends.CPU.flags`).
+
+    Without effect if JAX is in use already, or where the environment says otherwise.
+    """
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    names = [flag.partition("=")[0] for flag in flags]
+    if not flags or flags[0].startswith("-"):  # else it is a file of flags
+        more = [flag for flag in backends.CPU.flags if flag.partition("=")[0] not in names]
+        os.environ["XLA_FLAGS"] = " ".join(flags + more)
+    told = "--xla_force_host_platform_device_count" in names
     if not told and getattr(jax.config, "jax_num_cpu_devices", None) == UNTOLD:
         try:
             jax.config.update("jax_num_cpu_devices", cores())
