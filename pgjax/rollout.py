@@ -90,29 +90,39 @@ def episodes(
     sharding.check("num_episodes", num_episodes, mesh)
 
     step_row = row_step(env, env_params, policy)
+    ends = ("mask", "terminated", "truncated")  # told by how long a row is and how it ended
+    dropped = set(STEP_FIELDS) - set(fields) | set(ends)
 
     def begin(key):
         reset_key, *step_keys = jax.random.split(key, 3)
         obs, state = env.reset_env(reset_key, env_params)
-        return (state, obs, policy.initial_state(), jnp.bool_(True)), step_keys
+        end = jnp.int32(0), jnp.bool_(False), jnp.bool_(False)
+        return (state, obs, policy.initial_state(), *end, jnp.bool_(True)), step_keys
 
     def step(params, carry, time, keys):
-        state, obs, policy_state, live = carry
+        state, obs, policy_state, *end, live = carry
         next_state, next_obs, policy_state, record = step_row(
             params, keys, state, obs, policy_state
         )
         window_ends = (time == horizon - 1) & ~record.terminated
-        record = record._replace(truncated=record.truncated | window_ends)
-        ended = record.terminated | record.truncated
-        record = record._replace(**dict.fromkeys(set(STEP_FIELDS) - set(fields)))
+        next_end = time + 1, record.terminated, record.truncated | window_ends
+        record = record._replace(**dict.fromkeys(dropped))
         record = choose(live, record, jax.tree.map(jnp.zeros_like, record))
-        state, obs = choose(live, (next_state, next_obs), (state, obs))
-        return (state, obs, policy_state, live & ~ended), record
+        state, obs, end = choose(live, (next_state, next_obs, next_end), (state, obs, tuple(end)))
+        return (state, obs, policy_state, *end, live & ~(end[1] | end[2])), record
 
     def play(params, keys):
         rows = jax.vmap(begin)(keys)
-        (_, final_obs, *_), records = _play_while_live(partial(step, params), *rows, horizon)
-        return records._replace(final_obs=final_obs)
+        rows, records = _play_while_live(partial(step, params), *rows, horizon)
+        _, final_obs, _, length, terminated, truncated, _ = rows
+        last = jnp.arange(horizon) == length[:, None] - 1
+        told = {
+            "mask": (jnp.arange(horizon) < length[:, None]).astype(jnp.result_type(float)),
+            "terminated": last & terminated[:, None],
+            "truncated": last & truncated[:, None],
+        }
+        told = {name: told[name] for name in ends if name in fields}
+        return records._replace(final_obs=final_obs, **told)
 
     return sharding.over_rows(play, mesh)(params, jax.random.split(key, num_episodes))
 
