@@ -200,7 +200,7 @@ def bytes_of_step(setting: Setting) -> float:
     env, env_params, policy, _ = own = training.parts(setting)
     params, _ = own.init(jax.random.key(0))
     backend = backends.current()
-    num_rows = min(setting.num_rows, backend.live_rows or setting.num_rows)
+    num_rows = min(setting.num_rows, *(backend.live_rows or [setting.num_rows])[:1])
     steps = max(1, backend.chunk_size // setting.horizon) * setting.horizon
 
     def roll(num_episodes, horizon):

@@ -13,8 +13,7 @@ import pytest
 
 from benchmarks import training
 from benchmarks.training import Setting
-from pgjax import estimators, gradients, returns, rollout
-from pgjax.chunks import live_chunks
+from pgjax import chunks, estimators, gradients, returns, rollout
 
 SETTING = Setting(num_rows=1024, horizon=128)
 TOY = SETTING._replace(num_rows=4, horizon=8)
@@ -58,6 +57,9 @@ def kernels(setting: Setting) -> Mapping[str, Kernel]:
     coupled = estimators.estimator("gae", "leave_one_out", "uniform")
     steps = gradients.make_steps(coupled, trajectory, value, value)
 
+    def add(index, valid, total):
+        return total + jnp.sum(index * valid)
+
     def gradient(params, trajectory):
         return gradients.trajectory_gradient(
             params, trajectory, policy=policy, estimator=plain, hyper=hyper
@@ -69,7 +71,7 @@ def kernels(setting: Setting) -> Mapping[str, Kernel]:
             lambda reward, value: returns.gae(reward, value, value, 0.99, 0.95), (reward, value)
         ),
         "psi": Kernel(lambda steps: estimators.psi(coupled, steps, hyper), (steps,)),
-        "live_chunks": Kernel(lambda mask: live_chunks(mask, 512), (trajectory.mask,)),
+        "fold": Kernel(lambda mask: chunks.fold(add, 0, mask, 512), (trajectory.mask,)),
         "rollout_step": Kernel(step, (key, params, rows)),
         "trajectory_gradient": Kernel(gradient, (params, trajectory)),
         "values": Kernel(
@@ -102,7 +104,7 @@ NAMES = (
     "discounted_sum",
     "gae",
     "psi",
-    "live_chunks",
+    "fold",
     "rollout_step",
     "trajectory_gradient",
     "values",

@@ -18,7 +18,7 @@ class Backend(NamedTuple):
     """Rows of a rollout stepped side by side; None for all of them."""
     live_rows: tuple[int, ...] | None
     """The same where rows end: fewer, so that those that have ended soon make room for others, and
-    fewer again once no more than that are live. Each compiles a step of its own."""
+    fewer again for those left over. Each compiles a step of its own."""
     chunk_size: int
     """Samples of a gradient whose activations are held at a time."""
     seldom: int | None
@@ -39,7 +39,7 @@ class Backend(NamedTuple):
 
 CPU = Backend(
     rows=512,  # activations stay in a core's own cache
-    live_rows=(256, 64),
+    live_rows=(256, 32),
     chunk_size=512,
     seldom=32,
     in_turn=True,

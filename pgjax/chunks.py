@@ -1,7 +1,8 @@
 """The live entries of a batch, some at a time, so that cost follows what is live."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,37 +10,15 @@ import jax.numpy as jnp
 from pgjax import batching
 
 SLAB = 512
-"""Chunks whose entries are looked for at a time: the memory that takes does not grow with the
+"""Large chunks whose entries are looked for at a time: the memory that takes does not grow with the
 batch, and what is lost where the last chunk of a slab is not full stays small."""
 
 
-class Chunks(NamedTuple):
-    """Indices of live entries, cut into chunks; the tail repeats the first of them."""
-
-    index: jax.Array  # [C, B] int32
-    valid: jax.Array  # [C, B] bool, false in the tail
-    num: jax.Array  # [] chunks that hold any live entry, at most C
-
-
-def live_chunks(mask: jax.Array, size: int) -> Chunks:
-    """Cuts the live entries of a mask, taken as flat `[M]`, into chunks of `size`, in order."""
-    live = jnp.ravel(mask) > 0
-    width = min(size, live.size)
-    num_chunks = -(-live.size // width)
-    padded = num_chunks * width
-    rank = jnp.cumsum(live)
-    count = rank[-1]
-    place = jnp.where(live, rank - 1, padded)  # past the end, so dropped, where not live
-    entries = jnp.arange(live.size, dtype=jnp.int32)
-    index = jnp.zeros(padded, jnp.int32).at[place].set(entries, mode="drop")
-    valid = jnp.arange(padded) < count
-    index = jnp.where(valid, index, index[0]).reshape(num_chunks, width)
-    num = batching.max_of_all(-(-count // width))
-    return Chunks(index, valid.reshape(num_chunks, width), num)
-
-
 def fold(
-    function: Callable[[jax.Array, jax.Array, Any], Any], init: Any, mask: jax.Array, size: int
+    function: Callable[[jax.Array, jax.Array, Any], Any],
+    init: Any,
+    mask: jax.Array,
+    *sizes: int,
 ) -> Any:
     """Carries a value through chunks of the live entries of a mask, in order.
 
@@ -48,20 +27,43 @@ def fold(
         nothing, and are those of live entries.
       init: the first carry.
       mask: taken as flat, `[M]`.
-      size: live entries of a chunk, B, at most M.
+      sizes: how many entries a chunk may have, from many to few; what would fill no more than half
+        of a chunk is left to smaller ones.
     """
     live = jnp.ravel(mask if mask.dtype == bool else mask > 0)  # alike, to be computed once
-    num = min(SLAB * size, live.size)
+    sizes = tuple(min(size, live.size) for size in sizes)
+    num = min(SLAB * sizes[0], live.size)
 
     def fold_slab(number, carry):
         # The last slab takes along entries of the one before, which are not live a second time.
         start = jnp.minimum(number * num, live.size - num)
         own = jax.lax.dynamic_slice(live, [start], [num])
-        chunks = live_chunks(own & (start + jnp.arange(num) >= number * num), size)
-        step = lambda at, carry: function(start + chunks.index[at], chunks.valid[at], carry)
-        return jax.lax.fori_loop(0, chunks.num, step, carry)
+        index, count = _live_first(own & (start + jnp.arange(num) >= number * num), sizes[0])
+
+        def fold_chunk(begin, size, at, carry):
+            first = begin + at * size
+            chunk = jax.lax.dynamic_slice(index, [first], [size])
+            return function(start + chunk, first + jnp.arange(size) < count, carry)
+
+        begin, most = 0, batching.max_of_all(count)
+        for size in sizes:
+            left = most - begin - (0 if size == sizes[-1] else size // 2)
+            num_chunks = jnp.maximum(0, -(-left // size))
+            carry = jax.lax.fori_loop(0, num_chunks, partial(fold_chunk, begin, size), carry)
+            begin += num_chunks * size
+        return carry
 
     return jax.lax.fori_loop(0, -(-live.size // num), fold_slab, init)
+
+
+def _live_first(live: jax.Array, more: int) -> tuple[jax.Array, jax.Array]:
+    """Indices of the live entries, the rest of `[M + more]` the first of them, and their number."""
+    padded = live.size + more
+    rank = jnp.cumsum(live)
+    place = jnp.where(live, rank - 1, padded)  # past the end, so dropped, where not live
+    entries = jnp.arange(live.size, dtype=jnp.int32)
+    index = jnp.zeros(padded, jnp.int32).at[place].set(entries, mode="drop")
+    return jnp.where(jnp.arange(padded) < rank[-1], index, index[0]), rank[-1]
 
 
 def take(tree: Any, index: jax.Array) -> Any:

@@ -115,9 +115,10 @@ def episodes(
         rows = jax.vmap(begin)(keys)
         rows, records = _play_while_live(partial(step, params), *rows, horizon)
         _, final_obs, _, length, terminated, truncated, _ = rows
-        last = jnp.arange(horizon) == length[:, None] - 1
+        time = jnp.arange(horizon)[None]
+        last = time == length[:, None] - 1
         told = {
-            "mask": (jnp.arange(horizon) < length[:, None]).astype(jnp.result_type(float)),
+            "mask": (time < length[:, None]).astype(jnp.result_type(float)),
             "terminated": last & terminated[:, None],
             "truncated": last & truncated[:, None],
         }
@@ -249,19 +250,16 @@ def _play_while_live(step, rows, keys, horizon):
     """Rows over at most `horizon` steps, in blocks, until none is live.
 
     The last entry of the rows is `live`. Where it suits the device, rows are stepped some at a
-    time, fewer once few are live, and only those that are live when a block begins. Steps never
-    taken are zeros.
+    time, and only those that are live when a block begins. Steps never taken are zeros.
     """
     num_rows = len(rows[-1])
     widths = backends.current().live_rows or (num_rows,)
     together = num_rows <= widths[0]
-    if together:
-        widths = (num_rows,)
     num_blocks = -(-horizon // (BLOCK if together else SHORT_BLOCK))
     block = -(-horizon // num_blocks)
     rows, records = _blank(step, rows, keys, horizon)
 
-    def play_block(width, loop):
+    def play_block(loop):
         index, rows, records = loop
         start = index * block
         if together:
@@ -277,16 +275,13 @@ def _play_while_live(step, rows, keys, horizon):
             keep = lambda x, own: x.at[place].set(own, mode="drop")
             return jax.tree.map(keep, rows, own), records
 
-        return index + 1, *chunks.fold(play_chunk, (rows, records), rows[-1], width)
+        return index + 1, *chunks.fold(play_chunk, (rows, records), rows[-1], *widths)
 
-    def go_on(fewer, loop):
+    def go_on(loop):
         index, (*_, live_rows), _ = loop
-        return (index < num_blocks) & (batching.max_of_all(jnp.sum(live_rows)) > fewer)
+        return (index < num_blocks) & batching.any_of_all(live_rows)
 
-    loop = jnp.int32(0), rows, records
-    for width, fewer in zip(widths, (*widths[1:], 0), strict=True):
-        loop = jax.lax.while_loop(partial(go_on, fewer), partial(play_block, width), loop)
-    _, rows, records = loop
+    _, rows, records = jax.lax.while_loop(go_on, play_block, (jnp.int32(0), rows, records))
     return rows, records
 
 

@@ -14,43 +14,64 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 12, 100])
-@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-def test_chunks_hold_every_live_entry_once_and_in_order(mask, size):
-    index, valid, num = jax.jit(chunks.live_chunks, static_argnums=1)(jnp.asarray(mask), size)
-    (expected,) = np.nonzero(mask.ravel())
-    np.testing.assert_array_equal(index[valid], expected)
-    assert num == -(-len(expected) // min(size, 12))
-    assert not valid[num:].any()
-    assert set(np.unique(index[~valid])) <= {expected[0]}
+def chunks_of(mask, *sizes):
+    """The size of every chunk of a mask, in order, and the entries that are live in it."""
+    found = []
 
+    def note(index, valid, carry):
+        assert index.shape == valid.shape
+        jax.debug.callback(
+            lambda *chunk: found.append([*map(np.asarray, chunk)]), index, valid, ordered=True
+        )
+        return carry + jnp.sum(valid)
 
-def test_nothing_live_makes_no_chunk():
-    found = chunks.live_chunks(jnp.zeros(5), 2)
-    assert found.num == 0 and not found.valid.any()
-
-
-def test_vmapped_chunks_share_their_number():
-    masks = jnp.array([[1, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
-    found = jax.vmap(lambda mask: chunks.live_chunks(mask, 2))(masks)
-    np.testing.assert_array_equal(found.num, [3, 3])
-    np.testing.assert_array_equal(found.valid.sum((1, 2)), [1, 5])
+    fold = jax.jit(lambda mask: chunks.fold(note, 0, mask, *sizes))
+    assert fold(jnp.asarray(mask)) == np.sum(mask)
+    jax.effects_barrier()
+    (live,) = np.nonzero(np.ravel(mask))
+    for index, valid in found:
+        assert set(index[~valid]) <= set(live)
+    return [(len(index), index[valid].tolist()) for index, valid in found]
 
 
 @pytest.mark.parametrize("slab", [1, 2, 3, 512])
-@pytest.mark.parametrize("size", [1, 2, 5, 12, 100])
+@pytest.mark.parametrize(
+    "sizes", [[1], [2], [5], [12], [100], [5, 2], [4, 3, 1], [100, 3]], ids=str
+)
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-def test_a_fold_sees_every_live_entry_once_and_in_order(mask, size, slab, monkeypatch):
+def test_a_fold_sees_every_live_entry_once_and_in_order(mask, sizes, slab, monkeypatch):
     monkeypatch.setattr(chunks, "SLAB", slab)
+    seen = sum((live for _, live in chunks_of(mask, *sizes)), [])
+    assert seen == np.nonzero(mask.ravel())[0].tolist()
 
-    def note(index, valid, carry):
-        seen, num = carry
-        place = jnp.where(valid, num + jnp.cumsum(valid) - 1, mask.size)
-        return seen.at[place].set(index, mode="drop"), num + jnp.sum(valid)
 
-    fold = jax.jit(lambda mask: chunks.fold(note, (jnp.zeros(mask.size, int), 0), mask, size))
-    seen, num = fold(jnp.asarray(mask))
-    np.testing.assert_array_equal(seen[:num], np.nonzero(mask.ravel())[0])
+@pytest.mark.parametrize(
+    ("num", "sizes", "expected"),
+    [
+        (8, [4], [4, 4]),
+        (9, [4], [4, 4, 4]),
+        (9, [4, 1], [4, 4, 1]),
+        (10, [4, 1], [4, 4, 1, 1]),
+        (11, [4, 1], [4, 4, 4]),  # more than half of it is filled
+        (11, [8, 4, 1], [8, 4]),
+        (5, [8, 4, 1], [8]),
+        (4, [8, 4, 1], [4]),
+        (0, [4, 1], []),
+    ],
+)
+def test_what_would_fill_half_a_chunk_goes_into_smaller_ones(num, sizes, expected):
+    mask = np.isin(np.arange(20), np.random.default_rng(0).permutation(20)[:num])
+    assert [size for size, _ in chunks_of(mask, *sizes)] == expected
+
+
+def test_vmapped_folds_have_as_many_chunks_as_the_longest_of_them_needs():
+    masks = jnp.array([[0, 0, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
+
+    def count(index, valid, carry):
+        return carry + jnp.stack([jnp.sum(valid), jnp.ones((), int)])
+
+    found = jax.vmap(lambda mask: chunks.fold(count, jnp.zeros(2, int), mask, 2))(masks)
+    np.testing.assert_array_equal(found, [[1, 3], [5, 3], [0, 3]])
 
 
 @pytest.mark.parametrize(

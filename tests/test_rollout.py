@@ -139,25 +139,25 @@ def test_stepping_stops_when_every_row_has_ended():
     assert len(taken) / 12 < lengths.max() + rollout.BLOCK
 
 
-def test_only_live_rows_are_stepped(monkeypatch):
+@pytest.mark.parametrize(("widths", "most"), [((4,), 3), ((8, 2), 3)])
+def test_only_live_rows_are_stepped(widths, most, monkeypatch):
     """Where rows are stepped some at a time, but for what is left of a block and fills the last."""
-    width = 4
-    monkeypatch.setattr(backends, "current", lambda: backends.CPU._replace(live_rows=width))
+    monkeypatch.setattr(backends, "current", lambda: backends.CPU._replace(live_rows=widths))
     run, taken = counting(num_episodes=64, horizon=200)
     lengths = np.asarray(jax.jit(run)(jax.random.key(0)).mask.sum(1), int)
     jax.effects_barrier()
     blocks = -(-lengths // rollout.SHORT_BLOCK)
     of_rows = rollout.SHORT_BLOCK * blocks.sum()
-    filling = rollout.SHORT_BLOCK * (width - 1) * blocks.max()
+    filling = rollout.SHORT_BLOCK * most * blocks.max()
     assert of_rows <= len(taken) <= of_rows + filling
     assert of_rows + filling < 64 * lengths.max() / 2  # what stepping all of them would take
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Catch-bsuite", "FrozenLake-misc"])
-@pytest.mark.parametrize("width", [1, 5, 37, None])
-def test_rows_are_the_same_however_many_are_stepped_at_a_time(name, width, monkeypatch):
+@pytest.mark.parametrize("widths", [(1,), (5,), (8, 3), (16, 8, 1), (37,), None])
+def test_rows_are_the_same_however_many_are_stepped_at_a_time(name, widths, monkeypatch):
     *_, expected = roll(name, num_episodes=37, horizon=70)
-    monkeypatch.setattr(backends, "current", lambda: backends.CPU._replace(live_rows=width))
+    monkeypatch.setattr(backends, "current", lambda: backends.CPU._replace(live_rows=widths))
     *_, found = roll(name, num_episodes=37, horizon=70)
     for a, b in zip(found, expected, strict=True):
         if a.dtype == jnp.float32:
@@ -221,7 +221,7 @@ def test_greedy_takes_the_mode():
     np.testing.assert_allclose(trajectory.action[0], mode, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("live_rows", [None, 5])
+@pytest.mark.parametrize("live_rows", [None, (5,), (5, 2)])
 def test_what_is_not_asked_for_is_not_kept(live_rows, monkeypatch):
     monkeypatch.setattr(backends, "CPU", backends.CPU._replace(live_rows=live_rows))
     env, env_params, policy, params, whole = roll()
