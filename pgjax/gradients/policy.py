@@ -165,32 +165,32 @@ def both_parts(
         assert value_function is not None
         return values(value_function, params, trajectory, chunk_size)
 
-    def ascend(params, trajectory, weight, bonus, policy_state):
-        return ascent(params, trajectory, weight, bonus, policy, chunk_size, policy_state)
-
-    def regress(params, trajectory, weight, target):
-        assert value_function is not None
+    def climb(params, trajectory, weight, bonus, policy_state, share, target):
+        own = policy_part(params, value_function)
+        gradient = ascent(own, trajectory, weight, bonus, policy, chunk_size, policy_state)
+        if value_function is None:
+            return gradient
         apply = values_of_batch(value_function)
         predict = lambda params, obs, action: apply(params, obs)
-        return regression(params, trajectory, weight, target, predict, chunk_size)
+        descent = regression(params["value"], trajectory, share, target, predict, chunk_size)
+        return {"policy": gradient, "value": descent}
 
     def parts(params, trajectory, hyper, policy_state):
-        value = next_value = None
+        value = next_value = share = target = None
         if value_function is not None:
             value, next_value = over_rows(value_row, mesh)(params["value"], trajectory)
         steps = make_steps(estimator, trajectory, value, next_value)
         weight = estimators.psi(estimator, steps, hyper)
         bonus = entropy_bonus(estimator.state_weighting, trajectory, hyper)
-        own = policy_part(params, value_function)
-        uphill = over_rows(ascend, mesh, mean=True)
-        gradient = uphill(own, trajectory, weight, bonus, policy_state)
-        if value_function is None:
-            return gradient, {}
-        target = estimators.value_target(estimator, steps, hyper)
-        share, downhill = live_share(trajectory.mask), over_rows(regress, mesh, mean=True)
-        value_gradient = downhill(params["value"], trajectory, share, target)
-        value_loss = 0.5 * live_mean((steps.value - target) ** 2, trajectory.mask)
-        return {"policy": gradient, "value": value_gradient}, {"value_loss": value_loss}
+        metrics = {}
+        if value_function is not None:
+            target = estimators.value_target(estimator, steps, hyper)
+            share = live_share(trajectory.mask)
+            loss = 0.5 * live_mean((steps.value - target) ** 2, trajectory.mask)
+            metrics = {"value_loss": loss}
+        uphill = over_rows(climb, mesh, mean=True)
+        gradient = uphill(params, trajectory, weight, bonus, policy_state, share, target)
+        return gradient, metrics
 
     return batching.one_at_a_time(parts)(params, trajectory, hyper, policy_state)
 
