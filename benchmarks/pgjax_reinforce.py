@@ -37,7 +37,15 @@ def window_gradient(
 
     def step(key, params, rows):
         trajectory, rows = rollout.segments(
-            key, env, env_params, policy, params, rows, horizon=horizon, mesh=mesh
+            key,
+            env,
+            env_params,
+            policy,
+            params,
+            rows,
+            horizon=horizon,
+            fields=rollout.STEP_FIELDS,
+            mesh=mesh,
         )
         gradient, _ = both_parts(
             params, trajectory, policy, estimator, hyper, None, chunk_size=None, mesh=mesh

@@ -154,6 +154,7 @@ def segments(
     carry: Rows,
     *,
     horizon: int,
+    fields: Collection[str] = Trajectory._fields,
     mesh: Mesh | None = None,
 ) -> tuple[Trajectory, Rows]:
     """The next window of rows that persist: where an episode ends, another begins.
@@ -172,16 +173,19 @@ def segments(
       params: the policy's parameters.
       carry: from `start`, or from the window before.
       horizon: steps a window, T.
+      fields: what is kept of every step, for those who need little of it: the rest takes no memory.
       mesh: devices that the rows are shared out over (`sharding.mesh`); None for one.
 
     Returns:
       A `Trajectory` of `[N, T, ...]` that is live throughout, whose `final_obs [N, T, *O]` are the
-      true next observations, before any reset; and the rows after it.
+      true next observations, before any reset; None for fields not kept; and the rows after it.
 
     Raises:
-      ValueError: `horizon` below one, or rows that do not fit the mesh.
+      ValueError: `horizon` below one, a field that there is not, or rows that do not fit the mesh.
     """
     checks.at_least("horizon", horizon, 1)
+    for field in fields:
+        checks.choice("fields", field, Trajectory._fields)
     sharding.check("num_rows", len(carry.elapsed), mesh)
 
     @batching.seldom
@@ -190,6 +194,7 @@ def segments(
         return state, obs, policy.initial_state()
 
     step_row = row_step(env, env_params, policy)
+    dropped = set(Trajectory._fields) - set(fields) | {"mask"}  # which is one everywhere
 
     def step(params, row, time, keys):
         reset_key, *step_keys = keys
@@ -197,6 +202,9 @@ def segments(
         *following, record = step_row(params, step_keys, state, obs, policy_state)
         record = record._replace(final_obs=following[1].astype(obs.dtype))
         ends = record.terminated | record.truncated
+        window_ends = (time == horizon - 1) & ~record.terminated
+        record = record._replace(truncated=record.truncated | window_ends)
+        record = record._replace(**dict.fromkeys(dropped))
         state, obs, policy_state = begin_if(ends, tuple(following), reset_key, env_params)
         return (state, obs, policy_state, jnp.where(ends, 0, elapsed + 1)), record
 
@@ -207,8 +215,9 @@ def segments(
 
     keys, (*rows, time) = jax.random.split(key, len(carry.elapsed)), carry
     rows, trajectory = sharding.over_rows(play, mesh)((params, time), keys, *rows)
-    last_cut = trajectory.truncated[:, -1] | ~trajectory.terminated[:, -1]
-    trajectory = trajectory._replace(truncated=trajectory.truncated.at[:, -1].set(last_cut))
+    if "mask" in fields:
+        mask = jnp.ones((len(carry.elapsed), horizon), jnp.result_type(float))
+        trajectory = trajectory._replace(mask=mask)
     return trajectory, Rows(*rows, time=time + horizon)
 
 

@@ -1,6 +1,7 @@
 """Persistent rows: windows join up, ends inside a row leak nothing, memory starts afresh."""
 
 import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -293,9 +294,26 @@ def test_runs_where_steps_and_resets_differ_in_dtype():
     np.testing.assert_array_equal(rows.elapsed, 2)
 
 
+@pytest.mark.parametrize("fields", [("mask", "reward"), ("obs", "truncated"), ()], ids=str)
+def test_what_is_not_asked_for_is_not_kept(fields):
+    policy = POLICIES["memoryless"]
+    rows = begin(policy)
+    whole, after = play(policy, rows)
+    run = partial(rollout.segments, env=WALK, env_params=WALK.default_params, policy=policy)
+    run = jax.jit(partial(run, params=jnp.asarray(LOGITS), horizon=HORIZON, fields=fields))
+    part, same = run(KEY, carry=rows)
+    assert {name for name in Trajectory._fields if getattr(part, name) is not None} == {*fields}
+    for name in fields:
+        np.testing.assert_array_equal(getattr(part, name), getattr(whole, name))
+    jax.tree.map(np.testing.assert_array_equal, same, after)
+
+
 def test_bad_input():
     policy = POLICIES["memoryless"]
     with pytest.raises(ValueError, match="num_rows=0"):
         rollout.start(KEY, WALK, WALK.default_params, policy, num_rows=0)
     with pytest.raises(ValueError, match="horizon=0"):
         play(policy, begin(policy), horizon=0)
+    few = {"horizon": 1, "fields": ["rewards"]}
+    with pytest.raises(ValueError, match="fields='rewards' is unknown"):
+        rollout.segments(KEY, WALK, WALK.default_params, policy, (), begin(policy), **few)
