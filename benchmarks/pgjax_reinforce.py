@@ -18,6 +18,9 @@ from pgjax.gradients.policy import both_parts
 from pgjax.policies import Policy
 from pgjax.score import StatefulGradientFn
 
+READ = ("obs", "action", "reward", "terminated", "truncated", "mask")
+"""What the update reads of every step, and the plain program keeps."""
+
 
 def window_gradient(
     env: Any,
@@ -44,7 +47,7 @@ def window_gradient(
             params,
             rows,
             horizon=horizon,
-            fields=rollout.STEP_FIELDS,
+            fields=READ,
             mesh=mesh,
         )
         gradient, _ = both_parts(
