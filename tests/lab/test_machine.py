@@ -1,9 +1,16 @@
 """Devices and memory: text from users, words for users."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import pytest
 
+from pgjax import backends
 from pgjax.lab import machine
+
+(FLAG,) = backends.CPU.flags
 
 
 @pytest.mark.parametrize(
@@ -58,3 +65,37 @@ def test_this_machine_has_memory_and_devices():
     assert machine.memory() > 10**6
     assert machine.devices() == jax.local_devices() != []
     assert machine.describe() == f"{len(jax.local_devices())} x cpu (cpu)"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", FLAG),
+        ("--xla_dump_to=/here", f"--xla_dump_to=/here {FLAG}"),
+        (FLAG, FLAG),
+        ("--xla_backend_extra_options=other=1", "--xla_backend_extra_options=other=1"),
+        ("a_file_of_flags", "a_file_of_flags"),
+    ],
+)
+def test_what_the_environment_tells_xla_stands(before, after, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", before)
+    machine.prepare()
+    assert os.environ["XLA_FLAGS"] == after
+
+
+@pytest.mark.parametrize("flags", ["", FLAG.replace("4000000", "1")], ids=["own", "users"])
+def test_xla_makes_one_function_of_a_small_loop(flags):
+    """In jaxlib the flag is a mere text: were it renamed, nothing else would tell."""
+    program = (
+        "from pgjax.lab import machine; machine.prepare(); import jax;"
+        "hash = jax.jit(lambda key: jax.random.bits(key, 2000)).lower(jax.random.key(0));"
+        "print('small_call' in hash.compile().as_text())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [str(flags == "")]
