@@ -8,8 +8,9 @@ fastest tall one, `tall_share_twice`). `operations` are all that XLA counts
 before it optimises, of random numbers and the environment too. Of memory it needs at least the
 trajectory, written once and read once (`bandwidth_share`); at most what the optimised instructions
 of a step of the environment and of one chunk of the gradient read and write, loops counted once,
-of which caches serve most (`bandwidth_share_uncached`). All is timed in turn, and shares are of the
-same round. The setting is CartPole with 2 x 64 tanh, an actor alone, every step live.
+of which caches serve most (`bandwidth_share_uncached`). All is timed in turn in one process, where
+the plain program, too, has the flags that pgjax gives XLA; shares are of the same round. The
+setting is CartPole with 2 x 64 tanh, an actor alone, every step live.
 
     python -m benchmarks.roofline               # all of it
     python -m benchmarks.roofline --smoke       # tiny, to see that it runs; writes nothing
@@ -200,7 +201,8 @@ def bytes_of_step(setting: Setting) -> float:
     env, env_params, policy, _ = own = training.parts(setting)
     params, _ = own.init(jax.random.key(0))
     backend = backends.current()
-    num_rows = min(setting.num_rows, *(backend.live_rows or [setting.num_rows])[:1])
+    most = backend.live_rows[0] if backend.live_rows else setting.num_rows
+    num_rows = min(setting.num_rows, most)
     steps = max(1, backend.chunk_size // setting.horizon) * setting.horizon
 
     def roll(num_episodes, horizon):

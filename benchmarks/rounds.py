@@ -89,15 +89,15 @@ def interpreter(venv: Path, packages: list[str]) -> str:
 def start(command: Command) -> Side:
     """Starts `python -m module` on the settings, and waits until it has compiled.
 
-    JAX has `num_devices` of the settings there, of which it must know before anything asks; what
-    XLA is to be told, the process tells it itself.
+    JAX has `num_devices` of the settings there, of which it must know before anything asks. XLA's
+    flags are emptied: those of pgjax are in this process, and other programs must not have them.
     """
     python, module, settings = command
-    devices = {"JAX_NUM_CPU_DEVICES": str(settings["num_devices"]), "XLA_FLAGS": ""}
+    told = {"JAX_NUM_CPU_DEVICES": str(settings["num_devices"]), "XLA_FLAGS": ""}
     process = subprocess.Popen(
         [python, "-m", module, json.dumps(settings)],
         cwd=Path(__file__).parent.parent,
-        env=os.environ | devices,
+        env=os.environ | told,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -71,7 +71,7 @@ def kernels(setting: Setting) -> Mapping[str, Kernel]:
             lambda reward, value: returns.gae(reward, value, value, 0.99, 0.95), (reward, value)
         ),
         "psi": Kernel(lambda steps: estimators.psi(coupled, steps, hyper), (steps,)),
-        "fold": Kernel(lambda mask: chunks.fold(add, 0, mask, 512), (trajectory.mask,)),
+        "fold": Kernel(lambda mask: chunks.fold(add, 0, mask, [512]), (trajectory.mask > 0,)),
         "rollout_step": Kernel(step, (key, params, rows)),
         "trajectory_gradient": Kernel(gradient, (params, trajectory)),
         "values": Kernel(

@@ -18,7 +18,7 @@ class Backend(NamedTuple):
     """Rows of a rollout stepped side by side; None for all of them."""
     live_rows: tuple[int, ...] | None
     """The same where rows end: fewer, so that those that have ended soon make room for others, and
-    fewer again for those left over. Each compiles a step of its own."""
+    fewer again, for what does not fill half of the many. Each compiles a step of its own."""
     chunk_size: int
     """Samples of a gradient whose activations are held at a time."""
     seldom: int | None
@@ -48,8 +48,8 @@ CPU = Backend(
     # A level of one runs as fast as XLA's own three, and compiles a quarter faster.
     compiler_options={"xla_cpu_prefer_vector_width": 512, "xla_backend_optimization_level": 1},
     seldom_run_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
-    # Loops that touch less than this many bytes become one function each. Else every operation in
-    # them, as in the hash of random keys, is a task that both devices' threads wait for.
+    # Loops that touch fewer bytes than this become one function each. Else every operation of a
+    # loop, as in the hash of random keys, is cut into tasks for all cores, which are busy already.
     flags=("--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=4000000",),
 )
 ACCELERATOR = Backend(

@@ -1,6 +1,6 @@
 """The live entries of a batch, some at a time, so that cost follows what is live."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,28 +10,31 @@ import jax.numpy as jnp
 from pgjax import batching
 
 SLAB = 512
-"""Large chunks whose entries are looked for at a time: the memory that takes does not grow with the
-batch, and what is lost where the last chunk of a slab is not full stays small."""
+"""Chunks of the largest size whose entries are looked for at a time: the memory that takes does not
+grow with the batch, and what is lost where the last chunk of a slab is not full stays small."""
 
 
 def fold(
     function: Callable[[jax.Array, jax.Array, Any], Any],
     init: Any,
     mask: jax.Array,
-    *sizes: int,
+    sizes: Sequence[int],
 ) -> Any:
     """Carries a value through chunks of the live entries of a mask, in order.
 
     Args:
-      function: `(index [B], valid [B], carry) -> carry`; indices that are not valid count for
-        nothing, and are those of live entries.
+      function: `(index [B], valid [B], carry) -> carry`, traced for every size; indices that are
+        not valid count for nothing, and repeat a live entry, or the first where none is.
       init: the first carry.
-      mask: taken as flat, `[M]`.
-      sizes: how many entries a chunk may have, from many to few; what would fill no more than half
-        of a chunk is left to smaller ones.
+      mask: bool, taken as flat, `[M]`.
+      sizes: how many entries a chunk may have, B; what would fill no more than half of a chunk is
+        left to smaller ones.
+
+    Returns:
+      The last carry.
     """
-    live = jnp.ravel(mask if mask.dtype == bool else mask > 0)  # alike, to be computed once
-    sizes = tuple(min(size, live.size) for size in sizes)
+    live = jnp.ravel(mask)
+    sizes = sorted({min(size, live.size) for size in sizes}, reverse=True)
     num = min(SLAB * sizes[0], live.size)
 
     def fold_slab(number, carry):

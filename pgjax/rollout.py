@@ -90,17 +90,17 @@ def episodes(
     sharding.check("num_episodes", num_episodes, mesh)
 
     step_row = row_step(env, env_params, policy)
-    ends = ("mask", "terminated", "truncated")  # told by how long a row is and how it ended
-    dropped = set(STEP_FIELDS) - set(fields) | set(ends)
+    inferred = {"mask", "terminated", "truncated"}  # from how long a row is and how it ended
+    dropped = set(STEP_FIELDS) - set(fields) | inferred
 
     def begin(key):
         reset_key, *step_keys = jax.random.split(key, 3)
         obs, state = env.reset_env(reset_key, env_params)
         end = jnp.int32(0), jnp.bool_(False), jnp.bool_(False)
-        return (state, obs, policy.initial_state(), *end, jnp.bool_(True)), step_keys
+        return (state, obs, policy.initial_state(), end, jnp.bool_(True)), step_keys
 
     def step(params, carry, time, keys):
-        state, obs, policy_state, *end, live = carry
+        state, obs, policy_state, end, live = carry
         next_state, next_obs, policy_state, record = step_row(
             params, keys, state, obs, policy_state
         )
@@ -108,22 +108,22 @@ def episodes(
         next_end = time + 1, record.terminated, record.truncated | window_ends
         record = record._replace(**dict.fromkeys(dropped))
         record = choose(live, record, jax.tree.map(jnp.zeros_like, record))
-        state, obs, end = choose(live, (next_state, next_obs, next_end), (state, obs, tuple(end)))
-        return (state, obs, policy_state, *end, live & ~(end[1] | end[2])), record
+        state, obs, end = choose(live, (next_state, next_obs, next_end), (state, obs, end))
+        return (state, obs, policy_state, end, live & ~(end[1] | end[2])), record
 
     def play(params, keys):
         rows = jax.vmap(begin)(keys)
         rows, records = _play_while_live(partial(step, params), *rows, horizon)
-        _, final_obs, _, length, terminated, truncated, _ = rows
+        _, final_obs, _, end, _ = rows
+        length, terminated, truncated = (x[:, None] for x in end)
         time = jnp.arange(horizon)[None]
-        last = time == length[:, None] - 1
-        told = {
-            "mask": (time < length[:, None]).astype(jnp.result_type(float)),
-            "terminated": last & terminated[:, None],
-            "truncated": last & truncated[:, None],
+        whole = {
+            "mask": (time < length).astype(jnp.result_type(float)),
+            "terminated": terminated & (time == length - 1),
+            "truncated": truncated & (time == length - 1),
         }
-        told = {name: told[name] for name in ends if name in fields}
-        return records._replace(final_obs=final_obs, **told)
+        wanted = {name: x for name, x in whole.items() if name in fields}
+        return records._replace(final_obs=final_obs, **wanted)
 
     return sharding.over_rows(play, mesh)(params, jax.random.split(key, num_episodes))
 
@@ -173,7 +173,8 @@ def segments(
       params: the policy's parameters.
       carry: from `start`, or from the window before.
       horizon: steps a window, T.
-      fields: what is kept of every step, for those who need little of it: the rest takes no memory.
+      fields: what is kept of every step, `final_obs`, which values need, among it; the rest takes
+        no memory.
       mesh: devices that the rows are shared out over (`sharding.mesh`); None for one.
 
     Returns:
@@ -211,13 +212,14 @@ def segments(
     def play(whole, keys, *rows):
         params, time = whole
         step_keys = list(jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0))
-        return _play_window(partial(step, params), rows, step_keys, time, horizon)
+        rows, records = _play_window(partial(step, params), rows, step_keys, time, horizon)
+        if "mask" in fields:
+            mask = jnp.ones((len(keys), horizon), jnp.result_type(float))
+            records = records._replace(mask=mask)
+        return rows, records
 
     keys, (*rows, time) = jax.random.split(key, len(carry.elapsed)), carry
     rows, trajectory = sharding.over_rows(play, mesh)((params, time), keys, *rows)
-    if "mask" in fields:
-        mask = jnp.ones((len(carry.elapsed), horizon), jnp.result_type(float))
-        trajectory = trajectory._replace(mask=mask)
     return trajectory, Rows(*rows, time=time + horizon)
 
 
@@ -284,7 +286,7 @@ def _play_while_live(step, rows, keys, horizon):
             keep = lambda x, own: x.at[place].set(own, mode="drop")
             return jax.tree.map(keep, rows, own), records
 
-        return index + 1, *chunks.fold(play_chunk, (rows, records), rows[-1], *widths)
+        return index + 1, *chunks.fold(play_chunk, (rows, records), rows[-1], widths)
 
     def go_on(loop):
         index, (*_, live_rows), _ = loop

@@ -14,6 +14,11 @@ os.environ.setdefault(
 
 import jax
 
+from pgjax import backends
+
+# As programs that tests start have them: with others, what is computed here would differ in bits.
+os.environ["XLA_FLAGS"] += " " + " ".join(backends.CPU.flags)
+
 # All of gymnax steps under "raise" but Swimmer-misc, whose own arithmetic promotes ranks; a test
 # that steps it does so under `jax.numpy_rank_promotion("allow")`.
 jax.config.update("jax_numpy_rank_promotion", "raise")

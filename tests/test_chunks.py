@@ -25,8 +25,8 @@ def chunks_of(mask, *sizes):
         )
         return carry + jnp.sum(valid)
 
-    fold = jax.jit(lambda mask: chunks.fold(note, 0, mask, *sizes))
-    assert fold(jnp.asarray(mask)) == np.sum(mask)
+    fold = jax.jit(lambda mask: chunks.fold(note, 0, mask, sizes))
+    assert fold(jnp.asarray(mask, bool)) == np.sum(mask)
     jax.effects_barrier()
     (live,) = np.nonzero(np.ravel(mask))
     for index, valid in found:
@@ -36,7 +36,7 @@ def chunks_of(mask, *sizes):
 
 @pytest.mark.parametrize("slab", [1, 2, 3, 512])
 @pytest.mark.parametrize(
-    "sizes", [[1], [2], [5], [12], [100], [5, 2], [4, 3, 1], [100, 3]], ids=str
+    "sizes", [[1], [2], [5], [12], [100], [5, 2], [4, 3, 1], [100, 3], [2, 4]], ids=str
 )
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 def test_a_fold_sees_every_live_entry_once_and_in_order(mask, sizes, slab, monkeypatch):
@@ -64,14 +64,18 @@ def test_what_would_fill_half_a_chunk_goes_into_smaller_ones(num, sizes, expecte
     assert [size for size, _ in chunks_of(mask, *sizes)] == expected
 
 
-def test_vmapped_folds_have_as_many_chunks_as_the_longest_of_them_needs():
-    masks = jnp.array([[0, 0, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
+@pytest.mark.parametrize(("sizes", "num"), [([2], 3), ([4, 1], 2), ([3], 2)], ids=str)
+def test_vmapped_folds_have_as_many_chunks_as_the_longest_of_them_needs(sizes, num):
+    masks = jnp.array([[0, 0, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], bool)
 
-    def count(index, valid, carry):
-        return carry + jnp.stack([jnp.sum(valid), jnp.ones((), int)])
+    def see(index, valid, carry):
+        seen, num = carry
+        return seen.at[index].add(valid.astype(int)), num + 1
 
-    found = jax.vmap(lambda mask: chunks.fold(count, jnp.zeros(2, int), mask, 2))(masks)
-    np.testing.assert_array_equal(found, [[1, 3], [5, 3], [0, 3]])
+    fold = lambda mask: chunks.fold(see, (jnp.zeros(5, int), jnp.zeros((), int)), mask, sizes)
+    seen, found = jax.vmap(fold)(masks)
+    np.testing.assert_array_equal(seen, masks)
+    np.testing.assert_array_equal(found, num)
 
 
 @pytest.mark.parametrize(

@@ -263,6 +263,19 @@ def test_11_terminated_wins(form):
     assert changed == (form != "reward_to_go")
 
 
+def test_an_episode_may_end_by_nature_and_at_the_time_limit_at_once():
+    play = partial(rollout.episodes, num_episodes=32, horizon=9)
+    policy, params = POLICIES["memoryless"], jnp.asarray(LOGITS)
+    trajectory = jax.jit(lambda: play(KEY, WALK, WALK.default_params, policy, params))()
+    last = np.asarray(trajectory.mask.sum(1), int) - 1
+    both = trajectory.terminated & trajectory.truncated
+    assert 0 < both.sum() < 32 and set(last[np.any(both, axis=1)]) == {3}
+    ends = np.asarray(trajectory.terminated | trajectory.truncated)
+    np.testing.assert_array_equal(ends, np.arange(9) == last[:, None])
+    natural = np.asarray(trajectory.final_obs) == NUM_STATES - 1
+    np.testing.assert_array_equal(np.any(trajectory.terminated, axis=1), natural)
+
+
 def test_windows_can_be_vmapped_and_compile_once():
     policy, env_params = POLICIES["memoryless"], WALK.default_params
     keys = jax.random.split(KEY, 3)
@@ -294,7 +307,9 @@ def test_runs_where_steps_and_resets_differ_in_dtype():
     np.testing.assert_array_equal(rows.elapsed, 2)
 
 
-@pytest.mark.parametrize("fields", [("mask", "reward"), ("obs", "truncated"), ()], ids=str)
+@pytest.mark.parametrize(
+    "fields", [("mask", "reward"), ("obs", "truncated"), ("final_obs",), ()], ids=str
+)
 def test_what_is_not_asked_for_is_not_kept(fields):
     policy = POLICIES["memoryless"]
     rows = begin(policy)

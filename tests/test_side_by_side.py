@@ -12,8 +12,7 @@ from benchmarks import pgjax_reinforce, plain_reinforce, rounds, side_by_side
 from pgjax import environments, estimators, gradients, policies, rollout
 
 
-def test_smoke(capsys, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "")  # compiled as users compile, not as tests do
+def test_smoke(capsys):
     side_by_side.main(["--smoke"])
     printed = capsys.readouterr().out
     for program in ("pgjax, segments", "pgjax, episodes", "plain"):

@@ -167,13 +167,13 @@ def both_parts(
 
     def climb(params, trajectory, weight, bonus, policy_state, share, target):
         own = policy_part(params, value_function)
-        gradient = ascent(own, trajectory, weight, bonus, policy, chunk_size, policy_state)
+        of_policy = ascent(own, trajectory, weight, bonus, policy, chunk_size, policy_state)
         if value_function is None:
-            return gradient
+            return of_policy
         apply = values_of_batch(value_function)
         predict = lambda params, obs, action: apply(params, obs)
-        descent = regression(params["value"], trajectory, share, target, predict, chunk_size)
-        return {"policy": gradient, "value": descent}
+        of_value = regression(params["value"], trajectory, share, target, predict, chunk_size)
+        return {"policy": of_policy, "value": of_value}
 
     def parts(params, trajectory, hyper, policy_state):
         value = next_value = share = target = None
@@ -182,15 +182,15 @@ def both_parts(
         steps = make_steps(estimator, trajectory, value, next_value)
         weight = estimators.psi(estimator, steps, hyper)
         bonus = entropy_bonus(estimator.state_weighting, trajectory, hyper)
-        metrics = {}
         if value_function is not None:
             target = estimators.value_target(estimator, steps, hyper)
             share = live_share(trajectory.mask)
-            loss = 0.5 * live_mean((steps.value - target) ** 2, trajectory.mask)
-            metrics = {"value_loss": loss}
         uphill = over_rows(climb, mesh, mean=True)
         gradient = uphill(params, trajectory, weight, bonus, policy_state, share, target)
-        return gradient, metrics
+        if value_function is None:
+            return gradient, {}
+        value_loss = 0.5 * live_mean((steps.value - target) ** 2, trajectory.mask)
+        return gradient, {"value_loss": value_loss}
 
     return batching.one_at_a_time(parts)(params, trajectory, hyper, policy_state)
 
@@ -253,21 +253,21 @@ def episode_metrics(trajectory: Trajectory, hyper: Hyper) -> Metrics:
     mask, reward = trajectory.mask, trajectory.reward
     length = jnp.sum(mask, axis=1)
     discount = jnp.asarray(hyper.discount, reward.dtype) ** jnp.arange(reward.shape[1])
-    rows = (
+    sums = (
         jnp.sum(reward, axis=1),
         reward @ discount,
         length,
         jnp.sum(jnp.where(mask > 0, trajectory.log_prob, 0), axis=1),
     )
-    # Together: devices wait for each other at every mean.
-    mean_return, discounted_return, mean_length, log_prob = jnp.mean(jnp.stack(rows), axis=1)
+    # As one mean: devices wait for each other at each.
+    mean_return, discounted_return, mean_length, log_prob = jnp.mean(jnp.stack(sums), axis=1)
     return {
         "return": mean_return,
         "discounted_return": discounted_return,
         "episode_length": mean_length,
         "env_steps": jnp.sum(length.astype(jnp.int32)),
         "live_fraction": mean_length / mask.shape[1],
-        "entropy": -log_prob / jnp.maximum(mean_length, 1 / len(mask)),
+        "entropy": -log_prob / jnp.maximum(mean_length, 1 / len(mask)),  # none where none lives
     }
 
 

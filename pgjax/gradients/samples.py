@@ -15,7 +15,7 @@ from pgjax.rollout import Trajectory
 class Live(NamedTuple):
     """Which samples count, and how many of them are evaluated at a time."""
 
-    mask: jax.Array  # [B] or [N, T], of samples as they lie flat
+    mask: jax.Array  # bool [B] or [N, T], of samples as they lie flat
     size: int
 
 
@@ -53,7 +53,7 @@ def accumulate(
         return new, surplus
 
     zeros = jax.tree.map(jnp.zeros_like, like)
-    return chunks.fold(add, (zeros, zeros), *live)[0]
+    return chunks.fold(add, (zeros, zeros), live.mask, [live.size])[0]
 
 
 def evaluate(function: Callable[[Any], jax.Array], samples: Any, live: Live) -> jax.Array:
@@ -63,7 +63,7 @@ def evaluate(function: Callable[[Any], jax.Array], samples: Any, live: Live) -> 
         return out.at[index].set(function(chunks.take(samples, index)))
 
     like = jax.eval_shape(function, samples)
-    return chunks.fold(store, jnp.zeros(like.shape, like.dtype), *live)
+    return chunks.fold(store, jnp.zeros(like.shape, like.dtype), live.mask, [live.size])
 
 
 def policy_samples(

@@ -106,7 +106,7 @@ def regression(
     return accumulate(
         lambda chunk, valid: jax.grad(objective)(params, *chunk, valid),
         jax.tree.map(flatten, samples),
-        Live(trajectory.mask, resolve(chunk_size)),
+        Live(trajectory.mask > 0, resolve(chunk_size)),
         like=params,
     )
 

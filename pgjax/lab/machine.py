@@ -16,26 +16,27 @@ SHARE = 0.8
 
 
 def devices() -> list[Any]:
-    """The devices of this process; on a CPU, one a core.
+    """The devices of this process; on a CPU, one a core, for which XLA is given its flags.
 
-    Cores become devices only if JAX has not been used yet; else there are as many as there are.
+    That is done only if JAX has not been used yet; else there are as many devices as there are.
     """
     prepare()
     return jax.local_devices()
 
 
 def prepare() -> None:
-    """Makes every core a device and gives XLA its flags (`backends.CPU.flags`).
+    """Makes every core a device and gives XLA its flags, before JAX is used.
 
-    Without effect if JAX is in use already, or where the environment says otherwise.
+    What the environment says of either stands. If JAX is in use already this process stays as it
+    is, and only those that it starts inherit the flags.
     """
-    flags = os.environ.get("XLA_FLAGS", "").split()
-    names = [flag.partition("=")[0] for flag in flags]
-    if not flags or flags[0].startswith("-"):  # else it is a file of flags
-        more = [flag for flag in backends.CPU.flags if flag.partition("=")[0] not in names]
-        os.environ["XLA_FLAGS"] = " ".join(flags + more)
-    told = "--xla_force_host_platform_device_count" in names
-    if not told and getattr(jax.config, "jax_num_cpu_devices", None) == UNTOLD:
+    told = os.environ.get("XLA_FLAGS", "").strip()
+    if not told or told.startswith("-"):  # else it is a file of flags
+        more = [flag for flag in backends.CPU.flags if flag not in told.split()]
+        # In front: of an option that is given twice, XLA takes the last.
+        os.environ["XLA_FLAGS"] = " ".join([*more, told]).strip()
+    counted = "--xla_force_host_platform_device_count" in told
+    if not counted and jax.config.jax_num_cpu_devices == UNTOLD:
         try:
             jax.config.update("jax_num_cpu_devices", cores())
         except RuntimeError:

@@ -13,6 +13,11 @@ from pgjax.lab import machine
 (FLAG,) = backends.CPU.flags
 
 
+@pytest.fixture(autouse=True)
+def flags_of_others_stay(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [
@@ -71,25 +76,45 @@ def test_this_machine_has_memory_and_devices():
     ("before", "after"),
     [
         ("", FLAG),
-        ("--xla_dump_to=/here", f"--xla_dump_to=/here {FLAG}"),
         (FLAG, FLAG),
-        ("--xla_backend_extra_options=other=1", "--xla_backend_extra_options=other=1"),
+        ("--xla_dump_to='/a  b'", f"{FLAG} --xla_dump_to='/a  b'"),
+        (
+            "--xla_backend_extra_options=xla_cpu_a=1",
+            f"{FLAG} --xla_backend_extra_options=xla_cpu_a=1",
+        ),
         ("a_file_of_flags", "a_file_of_flags"),
     ],
 )
 def test_what_the_environment_tells_xla_stands(before, after, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", before)
-    machine.prepare()
-    assert os.environ["XLA_FLAGS"] == after
+    for _ in range(2):
+        machine.prepare()
+        assert os.environ["XLA_FLAGS"] == after
 
 
-@pytest.mark.parametrize("flags", ["", FLAG.replace("4000000", "1")], ids=["own", "users"])
-def test_xla_makes_one_function_of_a_small_loop(flags):
+SMALL = FLAG.replace("4000000", "1")
+OTHER = "--xla_backend_extra_options=xla_cpu_other=1"
+THREE = "--xla_force_host_platform_device_count=3"
+
+
+@pytest.mark.parametrize(
+    ("prepare", "flags", "expected"),
+    [
+        ("machine.prepare()", "", "True"),
+        ("machine.prepare()", OTHER, "True"),
+        ("machine.prepare()", SMALL, "False"),
+        ("machine.prepare()", THREE, "True 3"),
+        ("pass", "", "False"),
+        ("ray_worker._devices(ray_worker.Given(ray_worker.Need(1, 0), ()))", "", "True 1"),
+    ],
+)
+def test_xla_makes_one_function_of_a_small_loop(prepare, flags, expected):
     """In jaxlib the flag is a mere text: were it renamed, nothing else would tell."""
     program = (
-        "from pgjax.lab import machine; machine.prepare(); import jax;"
+        "from pgjax.lab import machine; from pgjax.lab.sweep import ray_worker;"
+        f"{prepare}; import jax;"
         "hash = jax.jit(lambda key: jax.random.bits(key, 2000)).lower(jax.random.key(0));"
-        "print('small_call' in hash.compile().as_text())"
+        "print('small_call' in hash.compile().as_text(), len(jax.devices()))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -98,4 +123,4 @@ def test_xla_makes_one_function_of_a_small_loop(flags):
         text=True,
         check=True,
     )
-    assert done.stdout.split() == [str(flags == "")]
+    assert done.stdout.startswith(expected)

@@ -313,7 +313,7 @@ def test_a_process_killed_once_ends_as_if_never_killed(finished, tiny):
     file = Path(tiny.directory).with_name("killed.yaml")
     file.write_text(config.dump(endless))
     where = directory.Directory(Path(tiny.directory) / "killed")
-    command = [sys.executable, "-m", "pgjax", "train", "--config", str(file)]
+    command = [sys.executable, "-m", "pgjax", "train", "--devices", "1", "--config", str(file)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None and not checkpoints.updates(where.checkpoints):
             time.sleep(0.01)

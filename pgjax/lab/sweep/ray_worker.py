@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
+from pgjax.lab import machine
 from pgjax.lab.config import Config
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def _devices(told: Given) -> tuple[Any, ...]:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", cpus)
         os.environ["PJRT_NPROC"] = str(cpus)  # XLA's threads: Ray pins workers to no CPUs.
+        machine.prepare()
     found = jax.local_devices()
     if gpus and found[0].platform == "cpu":
         raise RuntimeError(
