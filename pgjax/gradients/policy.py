@@ -177,6 +177,7 @@ def both_parts(
 
     def parts(params, trajectory, hyper, policy_state):
         value = next_value = share = target = None
+        metrics = {}
         if value_function is not None:
             value, next_value = over_rows(value_row, mesh)(params["value"], trajectory)
         steps = make_steps(estimator, trajectory, value, next_value)
@@ -185,12 +186,11 @@ def both_parts(
         if value_function is not None:
             target = estimators.value_target(estimator, steps, hyper)
             share = live_share(trajectory.mask)
+            error = steps.value - target
+            metrics["value_loss"] = 0.5 * live_mean(error**2, trajectory.mask)
         uphill = over_rows(climb, mesh, mean=True)
         gradient = uphill(params, trajectory, weight, bonus, policy_state, share, target)
-        if value_function is None:
-            return gradient, {}
-        value_loss = 0.5 * live_mean((steps.value - target) ** 2, trajectory.mask)
-        return gradient, {"value_loss": value_loss}
+        return gradient, metrics
 
     return batching.one_at_a_time(parts)(params, trajectory, hyper, policy_state)
 

@@ -36,7 +36,7 @@ def prepare() -> None:
         # In front: of an option that is given twice, XLA takes the last.
         os.environ["XLA_FLAGS"] = " ".join([*more, told]).strip()
     counted = "--xla_force_host_platform_device_count" in told
-    if not counted and jax.config.jax_num_cpu_devices == UNTOLD:
+    if not counted and getattr(jax.config, "jax_num_cpu_devices", None) == UNTOLD:
         try:
             jax.config.update("jax_num_cpu_devices", cores())
         except RuntimeError:
