@@ -32,8 +32,8 @@ def along_training(data: xr.Dataset, output: Path) -> None:
     if float(data["snr"].sel(bound="low").min()) > 0:
         snr.set_yscale("log")
     else:
-        smallest = float(np.abs(data["snr"].sel(bound="value")).min())
-        snr.set_yscale("symlog", linthresh=max(smallest, 1e-6))
+        smallest = max(float(np.abs(data["snr"].sel(bound="value")).min()), 1e-6)
+        snr.set_yscale("symlog", linthresh=10 ** np.floor(np.log10(smallest)))
         snr.axhline(0, color="grey", linewidth=0.8)
     figure.legend(
         *variance.get_legend_handles_labels(),
