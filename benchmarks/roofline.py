@@ -201,7 +201,7 @@ def bytes_of_step(setting: Setting) -> float:
     env, env_params, policy, _ = own = training.parts(setting)
     params, _ = own.init(jax.random.key(0))
     backend = backends.current()
-    most = backend.live_rows[0] if backend.live_rows else setting.num_rows
+    most = backend.live_rows or setting.num_rows
     num_rows = min(setting.num_rows, most)
     steps = max(1, backend.chunk_size // setting.horizon) * setting.horizon
 

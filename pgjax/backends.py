@@ -16,9 +16,11 @@ class Backend(NamedTuple):
 
     rows: int | None
     """Rows of a rollout stepped side by side; None for all of them."""
-    live_rows: tuple[int, ...] | None
-    """The same where rows end: fewer, so that those that have ended soon make room for others, and
-    fewer again, for what does not fill half of the many. Each compiles a step of its own."""
+    live_rows: int | None
+    """The same where rows end: fewer, so that those that have ended soon make room for others."""
+    live_parts: int
+    """Parts of those rows that are stepped by themselves where no more than half of them are live;
+    one makes none. Others compile the step a second time."""
     chunk_size: int
     """Samples of a gradient whose activations are held at a time."""
     seldom: int | None
@@ -39,7 +41,8 @@ class Backend(NamedTuple):
 
 CPU = Backend(
     rows=512,  # activations stay in a core's own cache
-    live_rows=(256, 32),
+    live_rows=256,
+    live_parts=8,
     chunk_size=512,
     seldom=32,
     in_turn=True,
@@ -55,6 +58,7 @@ CPU = Backend(
 ACCELERATOR = Backend(
     rows=None,
     live_rows=None,
+    live_parts=1,
     chunk_size=2**17,
     seldom=None,
     in_turn=False,

@@ -24,11 +24,12 @@ def fold(
 
     Args:
       function: `(index [B], valid [B], carry) -> carry`, traced for every size; indices that are
-        not valid count for nothing, and repeat a live entry, or the first where none is.
+        not valid count for nothing. Vmapped, it is called as often as the one with most chunks
+        needs; for the others, nothing is valid then.
       init: the first carry.
       mask: bool, taken as flat, `[M]`.
       sizes: how many entries a chunk may have, B; what would fill no more than half of a chunk is
-        left to smaller ones.
+        left to smaller ones. An entry's size depends on its own mask, not on those vmapped with it.
 
     Returns:
       The last carry.
@@ -43,17 +44,19 @@ def fold(
         own = jax.lax.dynamic_slice(live, [start], [num])
         index, count = _live_first(own & (start + jnp.arange(num) >= number * num), sizes[0])
 
-        def fold_chunk(begin, size, at, carry):
+        def fold_chunk(begin, end, size, at, carry):
             first = begin + at * size
             chunk = jax.lax.dynamic_slice(index, [first], [size])
-            return function(start + chunk, first + jnp.arange(size) < count, carry)
+            return function(start + chunk, first + jnp.arange(size) < end, carry)
 
-        begin, most = 0, batching.max_of_all(count)
+        begin = jnp.zeros_like(count)
         for size in sizes:
-            left = most - begin - (0 if size == sizes[-1] else size // 2)
+            left = count - begin - (0 if size == sizes[-1] else size // 2)
             num_chunks = jnp.maximum(0, -(-left // size))
-            carry = jax.lax.fori_loop(0, num_chunks, partial(fold_chunk, begin, size), carry)
-            begin += num_chunks * size
+            end = begin + num_chunks * size
+            chunk = partial(fold_chunk, begin, jnp.minimum(end, count), size)
+            carry = jax.lax.fori_loop(0, batching.max_of_all(num_chunks), chunk, carry)
+            begin = end
         return carry
 
     return jax.lax.fori_loop(0, -(-live.size // num), fold_slab, init)

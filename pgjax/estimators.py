@@ -50,8 +50,8 @@ def total_return(steps: Steps, hyper: Hyper) -> jax.Array:
 
     Source: Williams 1992.
     """
-    start, _ = _clock(steps)
-    return jnp.take_along_axis(reward_to_go(steps, hyper), start, axis=1)
+    time = jnp.where(_starts(steps), jnp.arange(steps.mask.shape[1]), 0)
+    return jnp.take_along_axis(reward_to_go(steps, hyper), jax.lax.cummax(time, axis=1), axis=1)
 
 
 def reward_to_go(steps: Steps, hyper: Hyper) -> jax.Array:
@@ -275,11 +275,18 @@ def psi(estimator: Estimator, steps: Steps, hyper: Hyper) -> jax.Array:
 
 
 def state_weight(estimator: Estimator, steps: Steps, hyper: Hyper) -> jax.Array:
-    """How much the visit at each step counts, `[N, T]`: gamma^t or one."""
+    """How much the visit at each step counts, `[N, T]`: gamma^t, or one.
+
+    w_t = 1 where an episode starts,    w_t = gamma w_{t-1} after that
+    """
     if estimator.state_weighting == "uniform":
         return jnp.ones_like(steps.reward)
-    _, elapsed = _clock(steps)
-    return jnp.asarray(hyper.discount, steps.reward.dtype) ** elapsed
+
+    def follow(weight, starts):
+        weight = jnp.where(starts, 1, hyper.discount * weight).astype(weight.dtype)
+        return weight, weight
+
+    return jax.lax.scan(follow, jnp.ones_like(steps.reward[:, 0]), _starts(steps).T)[1].T
 
 
 def value_target(estimator: Estimator, steps: Steps, hyper: Hyper) -> jax.Array:
@@ -339,10 +346,7 @@ def _bootstrap_discount(steps: Steps, hyper: Hyper) -> jax.Array:
     return hyper.discount * (1 - steps.terminated)
 
 
-def _clock(steps: Steps) -> tuple[jax.Array, jax.Array]:
-    """The step each step's episode started at, and the steps since, both `[N, T]` int32."""
-    time = jnp.broadcast_to(jnp.arange(steps.mask.shape[1]), steps.mask.shape)
-    after_boundary = jnp.pad(steps.boundary[:, :-1] > 0, ((0, 0), (1, 0)))
-    starts = after_boundary & (steps.mask > 0)
-    start = jax.lax.cummax(jnp.where(starts, time, 0), axis=1)
-    return start, time - start
+def _starts(steps: Steps) -> jax.Array:
+    """Whether an episode starts at a step, `[N, T]` bool; none does after the last live one."""
+    follows = (steps.boundary[:, :-1] > 0) & (steps.mask[:, 1:] > 0)
+    return jnp.pad(follows, ((0, 0), (1, 0)), constant_values=True)

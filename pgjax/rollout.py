@@ -17,6 +17,8 @@ BLOCK = 32
 """Steps whose keys are made at once, and after which it is looked whether any row is live."""
 SHORT_BLOCK = 8
 """The same where rows that have ended make room for others: until then they are stepped in vain."""
+LEAST_PART = 8
+"""Rows below which fewer of them take as long to step."""
 
 
 class Trajectory(NamedTuple):
@@ -263,22 +265,25 @@ def _play_while_live(step, rows, keys, horizon):
     The last entry of the rows is `live`. Where it suits the device, rows are stepped some at a
     time, and only those that are live when a block begins. Steps never taken are zeros.
     """
-    num_rows = len(rows[-1])
-    widths = backends.current().live_rows or (num_rows,)
-    together = num_rows <= widths[0]
-    num_blocks = -(-horizon // (BLOCK if together else SHORT_BLOCK))
+    num_rows, layout = len(rows[-1]), backends.current()
+    width = min(num_rows, layout.live_rows or num_rows)
+    part = width // layout.live_parts
+    widths = (width, part) if part >= LEAST_PART else (width,)
+    num_blocks = -(-horizon // (SHORT_BLOCK if layout.live_rows else BLOCK))
     block = -(-horizon // num_blocks)
     rows, records = _blank(step, rows, keys, horizon)
 
     def play_block(loop):
         index, rows, records = loop
         start = index * block
-        if together:
-            store = lambda time, x, new: x.at[:, time].set(new, mode="drop")
-            return index + 1, *_play(step, rows, records, keys, start, block, store)
 
         def play_chunk(chosen, valid, loop):
             rows, records = loop
+            if len(chosen) == num_rows:  # all of them, where they are
+                store = lambda time, x, new: x.at[:, time].set(new, mode="drop")
+                new, records = _play(step, rows, records, keys, start, block, store)
+                # Where nothing is valid, parts of the rows will write the same records again.
+                return choose(valid[0], new, rows), records
             place = jnp.where(valid, chosen, num_rows)  # past the end, so dropped
             store = lambda time, x, new: x.at[place, time].set(new, mode="drop")
             own, own_keys = jax.tree.map(lambda x: x[chosen], (rows, keys))

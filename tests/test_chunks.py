@@ -64,9 +64,9 @@ def test_what_would_fill_half_a_chunk_goes_into_smaller_ones(num, sizes, expecte
     assert [size for size, _ in chunks_of(mask, *sizes)] == expected
 
 
-@pytest.mark.parametrize(("sizes", "num"), [([2], 3), ([4, 1], 2), ([3], 2)], ids=str)
-def test_vmapped_folds_have_as_many_chunks_as_the_longest_of_them_needs(sizes, num):
-    masks = jnp.array([[0, 0, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], bool)
+@pytest.mark.parametrize(("sizes", "num"), [([2], 3), ([4, 1], 3), ([4, 2], 2), ([3], 2)], ids=str)
+def test_vmapped_folds_have_as_many_chunks_of_a_size_as_any_of_them_needs(sizes, num):
+    masks = jnp.array([[0, 0, 1, 1, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], bool)
 
     def see(index, valid, carry):
         seen, num = carry
@@ -76,6 +76,18 @@ def test_vmapped_folds_have_as_many_chunks_as_the_longest_of_them_needs(sizes, n
     seen, found = jax.vmap(fold)(masks)
     np.testing.assert_array_equal(seen, masks)
     np.testing.assert_array_equal(found, num)
+
+
+def test_the_size_of_an_entrys_chunk_does_not_depend_on_what_is_vmapped_beside_it():
+    masks = jnp.arange(20)[None] < jnp.array([[0], [1], [3], [4], [5], [7], [11], [20]])
+
+    def note(index, valid, sizes):
+        return sizes.at[jnp.where(valid, index, 20)].add(len(index), mode="drop")
+
+    fold = lambda mask: chunks.fold(note, jnp.zeros(20, int), mask, [6, 2, 1])
+    alone = [fold(mask) for mask in masks]
+    np.testing.assert_array_equal(jax.vmap(fold)(masks), jnp.stack(alone))
+    assert {size for sizes in alone for size in sizes.tolist()} == {0, 1, 2, 6}
 
 
 @pytest.mark.parametrize(

@@ -140,10 +140,17 @@ def test_stepping_stops_when_every_row_has_ended():
     assert len(taken) / 12 < lengths.max() + rollout.BLOCK
 
 
-@pytest.mark.parametrize("widths", [(4,), (8, 2)])
+def step_few(monkeypatch, live_rows, live_parts):
+    """Lays out episodes as on a device where so many rows are stepped at a time."""
+    layout = backends.CPU._replace(live_rows=live_rows, live_parts=live_parts)
+    monkeypatch.setattr(backends, "current", lambda: layout)
+    monkeypatch.setattr(rollout, "LEAST_PART", 1)
+
+
+@pytest.mark.parametrize("widths", [(4, 1), (8, 4)])
 def test_only_live_rows_are_stepped(widths, monkeypatch):
     """At most three rows too many a block: those that fill its last chunk."""
-    monkeypatch.setattr(backends, "current", lambda: backends.CPU._replace(live_rows=widths))
+    step_few(monkeypatch, *widths)
     run, taken = counting(num_episodes=64, horizon=200)
     lengths = np.asarray(jax.jit(run)(jax.random.key(0)).mask.sum(1), int)
     jax.effects_barrier()
@@ -154,11 +161,25 @@ def test_only_live_rows_are_stepped(widths, monkeypatch):
     assert of_rows + filling < 64 * lengths.max() / 2  # what stepping all of them would take
 
 
+def test_few_of_many_vmapped_rows_are_stepped_by_themselves(monkeypatch):
+    """Whatever the other runs do: a block takes as many rows of each as the one with most needs."""
+    run, taken = counting(num_episodes=64, horizon=200)
+    keys = jax.random.split(jax.random.key(0), 3)
+    lengths = np.asarray(jax.jit(jax.vmap(run))(keys).mask.sum(2), int)
+    jax.effects_barrier()
+    blocks = -(-lengths.max() // rollout.SHORT_BLOCK)
+    live = (lengths[..., None] > rollout.SHORT_BLOCK * np.arange(blocks)).sum(1)  # [3, blocks]
+    whole = 64 * (live > 32).any(0)
+    parts = 8 * (-(-np.where(live > 32, 0, live) // 8)).max(0)
+    assert len(taken) == 3 * rollout.SHORT_BLOCK * (whole + parts).sum()
+    assert len(taken) <= 3 * 64 * lengths.max() / 2  # of what stepping all of them would take
+
+
 @pytest.mark.parametrize("name", ["CartPole-v1", "Catch-bsuite", "FrozenLake-misc"])
-@pytest.mark.parametrize("widths", [(1,), (5,), (8, 3), (16, 8, 1), (37,), None])
+@pytest.mark.parametrize("widths", [(1, 1), (5, 1), (8, 3), (16, 2), (37, 1), (100, 4), (None, 1)])
 def test_rows_are_the_same_however_many_are_stepped_at_a_time(name, widths, monkeypatch):
     *_, expected = roll(name, num_episodes=37, horizon=70)
-    monkeypatch.setattr(backends, "current", lambda: backends.CPU._replace(live_rows=widths))
+    step_few(monkeypatch, *widths)
     *_, found = roll(name, num_episodes=37, horizon=70)
     for a, b in zip(found, expected, strict=True):
         if a.dtype == jnp.float32:
@@ -167,11 +188,13 @@ def test_rows_are_the_same_however_many_are_stepped_at_a_time(name, widths, monk
             np.testing.assert_array_equal(a, b)
 
 
-def test_vmapped_equals_looped():
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_vmapped_equals_looped(parts, monkeypatch):
+    step_few(monkeypatch, 8, parts)
     env, env_params, policy, params, _ = roll()
     keys = jax.random.split(jax.random.key(5), 3)
     run = lambda key: rollout.episodes(
-        key, env, env_params, policy, params, num_episodes=4, horizon=60
+        key, env, env_params, policy, params, num_episodes=8, horizon=60
     )
     together = jax.jit(jax.vmap(run))(keys)
     for i, key in enumerate(keys):
@@ -222,9 +245,9 @@ def test_greedy_takes_the_mode():
     np.testing.assert_allclose(trajectory.action[0], mode, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("live_rows", [None, (5,), (5, 2)])
-def test_what_is_not_asked_for_is_not_kept(live_rows, monkeypatch):
-    monkeypatch.setattr(backends, "CPU", backends.CPU._replace(live_rows=live_rows))
+@pytest.mark.parametrize("widths", [(None, 1), (5, 1), (5, 2)])
+def test_what_is_not_asked_for_is_not_kept(widths, monkeypatch):
+    step_few(monkeypatch, *widths)
     env, env_params, policy, params, whole = roll()
 
     def play(fields):

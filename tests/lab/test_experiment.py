@@ -106,11 +106,15 @@ def test_runs_of_other_numbers_share_a_program_and_are_what_they_are_alone(tiny)
 @pytest.mark.parametrize("block", [1, 2])
 @pytest.mark.parametrize(
     "choices",
-    [{"env": "CartPole-v1"}, {"env": "Pendulum-v1", "form": "gae", "baseline": "value"}],
+    [
+        {"env": "CartPole-v1"},
+        {"env": "CartPole-v1", "num_episodes": 64, "hidden": (32,), "learning_rate": 0.1},
+        {"env": "Pendulum-v1", "form": "gae", "baseline": "value"},
+    ],
     ids=str,
 )
 def test_a_network_ends_with_the_same_bits_whatever_runs_beside_it(choices, block):
-    config = Config(num_episodes=8, horizon=40, num_updates=3, seeds=5, **choices)
+    config = Config(**{"num_episodes": 8, "horizon": 40, "num_updates": 3, "seeds": 5} | choices)
     seeds = experiment.each_seed(config)
     built = experiment.build(config)
 
