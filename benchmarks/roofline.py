@@ -200,10 +200,8 @@ def bytes_of_step(setting: Setting) -> float:
     """Bytes that acting and learning read and write, by XLA's analysis of what it compiled."""
     env, env_params, policy, _ = own = training.parts(setting)
     params, _ = own.init(jax.random.key(0))
-    backend = backends.current()
-    most = backend.live_rows or setting.num_rows
-    num_rows = min(setting.num_rows, most)
-    steps = max(1, backend.chunk_size // setting.horizon) * setting.horizon
+    widths = rollout.widths(setting.num_rows)
+    steps = max(1, backends.current().chunk_size // setting.horizon) * setting.horizon
 
     def roll(num_episodes, horizon):
         return lambda key, params: rollout.episodes(
@@ -221,7 +219,8 @@ def bytes_of_step(setting: Setting) -> float:
 
     key = jax.random.key(0)
     chunk = jax.eval_shape(roll(steps // setting.horizon, setting.horizon), key, params)
-    acting = _bytes(roll(num_rows, 1), key, params) / num_rows
+    # The program steps rows of every width, and the analysis counts each loop once.
+    acting = _bytes(roll(widths[0], 1), key, params) / sum(widths)
     return acting + _bytes(learn, params, chunk) / steps
 
 

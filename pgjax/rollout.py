@@ -259,17 +259,22 @@ def row_step(env, env_params, policy):
     return step
 
 
+def widths(num_rows: int) -> tuple[int, ...]:
+    """How many of so many rows that may end are stepped side by side, and of those left over."""
+    layout = backends.current()
+    width = min(num_rows, layout.live_rows or num_rows)
+    part = width // layout.live_parts
+    return (width, part) if part >= LEAST_PART else (width,)
+
+
 def _play_while_live(step, rows, keys, horizon):
     """Rows over at most `horizon` steps, in blocks, until none is live.
 
     The last entry of the rows is `live`. Where it suits the device, rows are stepped some at a
-    time, and only those that are live when a block begins. Steps never taken are zeros.
+    time (`widths`), and only those that are live when a block begins. Steps never taken are zeros.
     """
-    num_rows, layout = len(rows[-1]), backends.current()
-    width = min(num_rows, layout.live_rows or num_rows)
-    part = width // layout.live_parts
-    widths = (width, part) if part >= LEAST_PART else (width,)
-    num_blocks = -(-horizon // (SHORT_BLOCK if layout.live_rows else BLOCK))
+    num_rows = len(rows[-1])
+    num_blocks = -(-horizon // (SHORT_BLOCK if backends.current().live_rows else BLOCK))
     block = -(-horizon // num_blocks)
     rows, records = _blank(step, rows, keys, horizon)
 
@@ -277,11 +282,17 @@ def _play_while_live(step, rows, keys, horizon):
         index, rows, records = loop
         start = index * block
 
+        def play_all(rows, records):
+            store = lambda time, x, new: x.at[:, time].set(new, mode="drop")
+            return _play(step, rows, records, keys, start, block, store)
+
+        if widths(num_rows) == (num_rows,):
+            return index + 1, *play_all(rows, records)
+
         def play_chunk(chosen, valid, loop):
             rows, records = loop
-            if len(chosen) == num_rows:  # all of them, where they are
-                store = lambda time, x, new: x.at[:, time].set(new, mode="drop")
-                new, records = _play(step, rows, records, keys, start, block, store)
+            if len(chosen) == num_rows:
+                new, records = play_all(rows, records)
                 # Where nothing is valid, parts of the rows will write the same records again.
                 return choose(valid[0], new, rows), records
             place = jnp.where(valid, chosen, num_rows)  # past the end, so dropped
@@ -291,7 +302,7 @@ def _play_while_live(step, rows, keys, horizon):
             keep = lambda x, own: x.at[place].set(own, mode="drop")
             return jax.tree.map(keep, rows, own), records
 
-        return index + 1, *chunks.fold(play_chunk, (rows, records), rows[-1], widths)
+        return index + 1, *chunks.fold(play_chunk, (rows, records), rows[-1], widths(num_rows))
 
     def go_on(loop):
         index, (*_, live_rows), _ = loop
