@@ -19,6 +19,7 @@ def fold(
     init: Any,
     mask: jax.Array,
     sizes: Sequence[int],
+    spare: int | None = None,
 ) -> Any:
     """Carries a value through chunks of the live entries of a mask, in order.
 
@@ -28,8 +29,10 @@ def fold(
         needs; for the others, nothing is valid then.
       init: the first carry.
       mask: bool, taken as flat, `[M]`.
-      sizes: how many entries a chunk may have, B; what would fill no more than half of a chunk is
-        left to smaller ones. An entry's size depends on its own mask, not on those vmapped with it.
+      sizes: how many entries a chunk may have, B. That of an entry's chunk depends on its own
+        mask, not on those vmapped with it.
+      spare: entries that are left to smaller chunks if there are no more of them; None for what
+        would fill half of a chunk.
 
     Returns:
       The last carry.
@@ -51,7 +54,8 @@ def fold(
 
         begin = jnp.zeros_like(count)
         for size in sizes:
-            left = count - begin - (0 if size == sizes[-1] else size // 2)
+            to_smaller = size // 2 if spare is None else spare
+            left = count - begin - (0 if size == sizes[-1] else to_smaller)
             num_chunks = jnp.maximum(0, -(-left // size))
             end = begin + num_chunks * size
             chunk = partial(fold_chunk, begin, jnp.minimum(end, count), size)

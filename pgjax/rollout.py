@@ -274,6 +274,9 @@ def _play_while_live(step, rows, keys, horizon):
     time (`widths`), and only those that are live when a block begins. Steps never taken are zeros.
     """
     num_rows = len(rows[-1])
+    width, *parts = widths(num_rows)
+    # Vmapped rows may need both widths in one block: one part is little beside all of them.
+    spare = parts[0] if parts and width == num_rows else None
     num_blocks = -(-horizon // (SHORT_BLOCK if backends.current().live_rows else BLOCK))
     block = -(-horizon // num_blocks)
     rows, records = _blank(step, rows, keys, horizon)
@@ -286,7 +289,7 @@ def _play_while_live(step, rows, keys, horizon):
             store = lambda time, x, new: x.at[:, time].set(new, mode="drop")
             return _play(step, rows, records, keys, start, block, store)
 
-        if widths(num_rows) == (num_rows,):
+        if width == num_rows and not parts:
             return index + 1, *play_all(rows, records)
 
         def play_chunk(chosen, valid, loop):
@@ -302,7 +305,8 @@ def _play_while_live(step, rows, keys, horizon):
             keep = lambda x, own: x.at[place].set(own, mode="drop")
             return jax.tree.map(keep, rows, own), records
 
-        return index + 1, *chunks.fold(play_chunk, (rows, records), rows[-1], widths(num_rows))
+        loop = (rows, records)
+        return index + 1, *chunks.fold(play_chunk, loop, rows[-1], [width, *parts], spare)
 
     def go_on(loop):
         index, (*_, live_rows), _ = loop

@@ -78,6 +78,13 @@ def test_vmapped_folds_have_as_many_chunks_of_a_size_as_any_of_them_needs(sizes,
     np.testing.assert_array_equal(found, num)
 
 
+@pytest.mark.parametrize(("num", "expected"), [(1, [1]), (2, [1, 1]), (3, [8]), (9, [8, 1])])
+def test_no_more_is_left_to_smaller_chunks_than_is_spare(num, expected):
+    fold = lambda index, valid, carry: carry.at[jnp.sum(carry > 0)].set(len(index))
+    sizes = chunks.fold(fold, jnp.zeros(20, int), jnp.arange(20) < num, [8, 1], spare=2)
+    assert sizes[sizes > 0].tolist() == expected
+
+
 def test_the_size_of_an_entrys_chunk_does_not_depend_on_what_is_vmapped_beside_it():
     masks = jnp.arange(20)[None] < jnp.array([[0], [1], [3], [4], [5], [7], [11], [20]])
 

@@ -162,17 +162,17 @@ def test_only_live_rows_are_stepped(widths, monkeypatch):
 
 
 def test_few_of_many_vmapped_rows_are_stepped_by_themselves(monkeypatch):
-    """Whatever the other runs do: a block takes as many rows of each as the one with most needs."""
+    """Those of a run by itself, whatever the others do; all wait for what any of them does."""
     run, taken = counting(num_episodes=64, horizon=200)
     keys = jax.random.split(jax.random.key(0), 3)
     lengths = np.asarray(jax.jit(jax.vmap(run))(keys).mask.sum(2), int)
     jax.effects_barrier()
     blocks = -(-lengths.max() // rollout.SHORT_BLOCK)
     live = (lengths[..., None] > rollout.SHORT_BLOCK * np.arange(blocks)).sum(1)  # [3, blocks]
-    whole = 64 * (live > 32).any(0)
-    parts = 8 * (-(-np.where(live > 32, 0, live) // 8)).max(0)
+    whole = 64 * (live > 8).any(0)
+    parts = 8 * ((live > 0) & (live <= 8)).any(0)
     assert len(taken) == 3 * rollout.SHORT_BLOCK * (whole + parts).sum()
-    assert len(taken) <= 3 * 64 * lengths.max() / 2  # of what stepping all of them would take
+    assert len(taken) < 0.8 * 3 * 64 * lengths.max()  # what stepping all of them would take
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Catch-bsuite", "FrozenLake-misc"])
