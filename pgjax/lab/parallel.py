@@ -210,7 +210,7 @@ def over_runs(
 
 
 def block(config: Config, num_devices: int = 1) -> int | None:
-    """Runs that are best trained at a time: on a CPU so many that their rows stay in its cache.
+    """Runs that are best trained at a time: on a CPU so many as have the rows it steps at a time.
 
     A block of runs steps its environments until the last episode of the block has ended: runs that
     learn do not keep waiting those that do not.
@@ -219,7 +219,7 @@ def block(config: Config, num_devices: int = 1) -> int | None:
       config: of the runs.
       num_devices: devices that the episodes of each are shared out over.
     """
-    rows = backends.current().rows
+    rows = backends.current().live_rows
     return None if rows is None else max(1, rows // (config.num_episodes // num_devices))
 
 

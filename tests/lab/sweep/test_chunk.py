@@ -105,7 +105,7 @@ def test_it_does_not_matter_how_many_go_at_once_nor_beside_whom(changed, sweep, 
 
 def test_it_does_not_matter_in_which_blocks_runs_are_trained(sweep, carried, monkeypatch):
     expected = carried(sweep)
-    fewer = backends.CPU._replace(rows=4 * sweep.base.num_episodes)
+    fewer = backends.CPU._replace(live_rows=4 * sweep.base.num_episodes)
     monkeypatch.setattr(backends, "CPU", fewer)
     assert parallel.block(sweep.base) == 4  # of six runs
     for run, found in carried(sweep).items():
