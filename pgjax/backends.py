@@ -19,8 +19,8 @@ class Backend(NamedTuple):
     live_rows: int | None
     """The same where rows end: fewer, so that those that have ended soon make room for others."""
     live_parts: int
-    """Into how many parts those rows are cut, of which only as many are stepped as few live rows
-    fill; one for no parts. Others compile the step a second time."""
+    """Into how many parts those rows are cut where few are left to be stepped; one for none. Parts
+    compile the step a second time."""
     chunk_size: int
     """Samples of a gradient whose activations are held at a time."""
     seldom: int | None

@@ -163,6 +163,7 @@ def test_only_live_rows_are_stepped(widths, monkeypatch):
 
 def test_few_of_many_vmapped_rows_are_stepped_by_themselves(monkeypatch):
     """Those of a run by itself, whatever the others do; all wait for what any of them does."""
+    step_few(monkeypatch, 256, 8)
     run, taken = counting(num_episodes=64, horizon=200)
     keys = jax.random.split(jax.random.key(0), 3)
     lengths = np.asarray(jax.jit(jax.vmap(run))(keys).mask.sum(2), int)
