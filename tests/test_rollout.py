@@ -140,11 +140,28 @@ def test_stepping_stops_when_every_row_has_ended():
     assert len(taken) / 12 < lengths.max() + rollout.BLOCK
 
 
+@pytest.fixture
+def laid_out(monkeypatch):
+    """A function that makes programs be laid out otherwise from now on."""
+    return lambda backend: monkeypatch.setattr(backends, "current", lambda: backend)
+
+
 def step_few(monkeypatch, live_rows, live_parts):
     """Lays out episodes as on a device where so many rows are stepped at a time."""
     layout = backends.CPU._replace(live_rows=live_rows, live_parts=live_parts)
     monkeypatch.setattr(backends, "current", lambda: layout)
     monkeypatch.setattr(rollout, "LEAST_PART", 1)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "expected"),
+    [(1, (1,)), (63, (63,)), (64, (64, 8)), (255, (255, 31)), (256, (256,)), (257, (256, 32))],
+)
+def test_rows_left_over_are_stepped_in_parts_unless_that_costs_more(num_rows, expected, laid_out):
+    laid_out(backends.CPU)
+    assert rollout.widths(num_rows) == expected
+    laid_out(backends.ACCELERATOR)
+    assert rollout.widths(num_rows) == (num_rows,)
 
 
 @pytest.mark.parametrize("widths", [(4, 1), (8, 4)])
