@@ -267,7 +267,7 @@ def widths(num_rows: int) -> tuple[int, ...]:
     # Just as many, as in the default run on two devices, would compile for half a second longer and
     # solve their task no sooner.
     fits = num_rows == layout.live_rows
-    return (width,) if fits or part < LEAST_PART else (width, part)
+    return (width, part) if LEAST_PART <= part < width and not fits else (width,)
 
 
 def _play_while_live(step, rows, keys, horizon):
