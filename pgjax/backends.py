@@ -5,10 +5,12 @@ are reasoned, and not measured: many small kernels cost more there than they com
 nothing is cut up.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class Backend(NamedTuple):
@@ -23,6 +25,8 @@ class Backend(NamedTuple):
     compile the step a second time."""
     chunk_size: int
     """Samples of a gradient whose activations are held at a time."""
+    fused_loops: bool
+    """Whether a loop of small operations is one function, and costs no more than they do."""
     seldom: int | None
     """Calls of seldom needed work made at a time; None makes all of them and chooses."""
     in_turn: bool
@@ -44,6 +48,7 @@ CPU = Backend(
     live_rows=256,
     live_parts=8,
     chunk_size=512,
+    fused_loops=True,
     seldom=32,
     in_turn=True,
     copy_transposes=True,
@@ -60,6 +65,7 @@ ACCELERATOR = Backend(
     live_rows=None,
     live_parts=1,
     chunk_size=2**17,
+    fused_loops=False,
     seldom=None,
     in_turn=False,
     copy_transposes=False,
@@ -72,4 +78,14 @@ ACCELERATOR = Backend(
 
 def current() -> Backend:
     """What suits the devices that programs run on by default."""
-    return CPU if jax.default_backend() == "cpu" else ACCELERATOR
+    if jax.default_backend() != "cpu":
+        return ACCELERATOR
+    return CPU if _fuses_loops() else CPU._replace(fused_loops=False, seldom=None)
+
+
+@functools.cache
+def _fuses_loops() -> bool:
+    """Whether XLA was given the flags of CPUs, which only what it compiles can tell."""
+    loop = jax.jit(lambda x: jax.lax.fori_loop(0, 8, lambda step, x: x * x + step, x))
+    program = loop.lower(jax.ShapeDtypeStruct((4096,), jnp.float32)).compile()
+    return "xla_cpu_small_call" in (program.as_text() or "")

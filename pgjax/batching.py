@@ -102,27 +102,70 @@ def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
         batched, old_batched, args_batched = in_batched
         fill = lambda x, has: x if has else jnp.broadcast_to(x, (axis_size, *x.shape))
         otherwise = jax.tree.map(fill, otherwise, old_batched)
-        condition = fill(condition, batched)
-        axes = jax.tree.map(lambda has: 0 if has else None, args_batched)
-        many = jax.vmap(lambda args: function(*args), (axes,))
-        everything = jax.tree.map(lambda _: True, otherwise)
-        at_once = backends.current().seldom
-        if at_once is None or axis_size <= at_once:
-            return jax.vmap(choose)(condition, many(args), otherwise), everything
+        args = jax.tree.map(lambda x, has: x if has else jnp.expand_dims(x, 0), args, args_batched)
+        out = many(fill(condition, batched), otherwise, args)
+        return out, jax.tree.map(lambda _: True, out)
 
-        def go_on(loop):
-            return any_of_all(loop[0])
+    # Leaves of `args` have as many entries as there are calls, or fewer that hold for equal shares.
+    @jax.custom_batching.custom_vmap
+    def many(condition, otherwise, args):
+        (num,), at_once = condition.shape, backends.current().seldom
+        side_by_side = jax.vmap(lambda args: function(*args))
+        if at_once is None or num <= at_once:
+            spread = lambda x: x if len(x) == num else x[jnp.arange(num) * len(x) // num]
+            new = side_by_side(jax.tree.map(spread, args))
+            return jax.vmap(choose)(condition, new, otherwise)
 
         def some(loop):
             left, out = loop
-            (index,) = jnp.nonzero(left, size=at_once, fill_value=axis_size)
-            own = jax.tree.map(lambda x, has: x[index] if has else x, args, args_batched)
-            put = lambda x, new: x.at[index].set(new.astype(x.dtype), mode="drop")
-            return left.at[index].set(False, mode="drop"), jax.tree.map(put, out, many(own))
+            index, count = _true_first(left)
+            index = jnp.where(jnp.arange(at_once) < count, index[:at_once], 0)
+            new = side_by_side(jax.tree.map(lambda x: x[index * len(x) // num], args))
 
-        return jax.lax.while_loop(go_on, some, (condition, otherwise))[1], everything
+            def put(number, loop):
+                (left, out), at = loop, index[number]
+                own = lambda x, new: x.at[at].set(new[number].astype(x.dtype))
+                return left.at[at].set(False), jax.tree.map(own, out, new)
+
+            return jax.lax.fori_loop(0, jnp.minimum(count, at_once), put, (left, out))
+
+        return jax.lax.while_loop(lambda loop: jnp.any(loop[0]), some, (condition, otherwise))[1]
+
+    @many.def_vmap
+    def _(axis_size, in_batched, *given):
+        def flat(x, has):
+            if not has and len(x) == 1:
+                return x
+            x = x if has else jnp.broadcast_to(x, (axis_size, *x.shape))
+            return x.reshape(-1, *x.shape[2:])
+
+        out = many(*jax.tree.map(flat, given, tuple(in_batched)))
+        out = jax.tree.map(lambda x: x.reshape(axis_size, -1, *x.shape[1:]), out)
+        return out, jax.tree.map(lambda _: True, out)
 
     return lambda condition, otherwise, *args: apply(condition, otherwise, args)
+
+
+def _true_first(mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Indices of the true entries, at the front of `[n + 1]`, and their number: by a loop."""
+
+    def note(entry, found):
+        index, count = found
+        return index.at[count].set(entry), count + mask[entry]
+
+    blank = jnp.zeros(len(mask) + 1, jnp.int32)
+    return jax.lax.fori_loop(0, len(mask), note, (blank, jnp.int32(0)), unroll=8)
+
+
+def map_small(function: Callable[..., Any], xs: Any) -> Any:
+    """`function` of every entry of `xs`, small operations of few numbers each.
+
+    In a loop where that costs no more than they do, which spares memory and what a pass over it
+    takes; side by side elsewhere.
+    """
+    if backends.current().fused_loops:
+        return jax.lax.map(function, xs)
+    return jax.vmap(function)(xs)
 
 
 def choose(flag: jax.Array, new: Any, old: Any) -> Any:

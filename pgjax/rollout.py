@@ -378,7 +378,7 @@ def _play(step, rows, records, keys, start, num_steps, store, origin=0):
         rows, record = jax.vmap(lambda row, drawn: go((row, time), drawn))(rows, drawn)
         return (rows, jax.tree.map(partial(store, time), records, record)), None
 
-    noise = jax.vmap(draw_all)(origin + times)
+    noise = batching.map_small(draw_all, origin + times)
     return jax.lax.scan(go_all, (rows, records), (times, noise))[0]
 
 

@@ -12,6 +12,7 @@ from pgjax.lab.config import Config
 LAYOUTS = {
     "accelerator": backends.ACCELERATOR,
     "small blocks": backends.CPU._replace(rows=4, live_rows=4, chunk_size=8, seldom=2),
+    "loops of many programs": backends.CPU._replace(fused_loops=False, seldom=None),
     "one chunk": backends.CPU._replace(chunk_size=10**6, rows=None, live_rows=None, in_turn=False),
 }
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pgjax import batching
+from pgjax import backends, batching
 
 
 def halvings(x, limit):
@@ -96,3 +96,35 @@ def test_seldom_needed_work_may_be_vmapped_twice():
     needed, x = jax.random.bernoulli(jax.random.key(0), 0.3, (3, 100)), jnp.ones((3, 100))
     found = jax.jit(jax.vmap(jax.vmap(apply)))(needed, jnp.zeros((3, 100)), x)
     np.testing.assert_array_equal(found, 2 * needed)
+
+
+@pytest.mark.parametrize("seldom", [7, None])
+def test_what_seldom_needed_work_shares_is_that_of_its_own_calls(seldom, monkeypatch):
+    """Vmapped over runs, rows and copies: some arguments are of all, of a run, or of a row."""
+    layout = backends.CPU._replace(seldom=seldom)
+    monkeypatch.setattr(backends, "current", lambda: layout)
+
+    def call(needed, of_all, of_run, of_row, key):
+        noise = jax.random.uniform(key)
+        work = lambda *args: jnp.stack([*args[:-1], jax.random.uniform(args[-1])])
+        return batching.seldom(work)(needed, -jnp.ones(4), of_all, of_run, of_row, key), noise
+
+    rows, copies = jax.vmap(call, (0, None, None, 0, 0)), (0, None, None, None, 0)
+    function = jax.vmap(jax.vmap(rows, copies), (0, None, 0, 0, 0))
+    shape = (3, 2, 50)  # runs, copies, rows
+    needed = jax.random.bernoulli(jax.random.key(0), 0.3, shape)
+    keys = jax.random.split(jax.random.key(1), shape)
+    of_run, of_row = jnp.arange(3.0), jnp.arange(150.0).reshape(3, 50)
+    found, noise = jax.jit(function)(needed, 9.0, of_run, of_row, keys)
+    whole = lambda x: jnp.broadcast_to(x, shape)
+    given = [whole(9.0), whole(of_run[:, None, None]), whole(of_row[:, None]), noise]
+    expected = jnp.where(needed[..., None], jnp.stack(given, axis=-1), -1)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("fused_loops", [True, False])
+def test_a_map_of_small_operations_is_a_map(fused_loops, monkeypatch):
+    layout = backends.CPU._replace(fused_loops=fused_loops)
+    monkeypatch.setattr(backends, "current", lambda: layout)
+    found = jax.jit(lambda x: batching.map_small(jnp.square, x))(jnp.arange(5))
+    np.testing.assert_array_equal(found, np.arange(5) ** 2)
