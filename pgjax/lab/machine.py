@@ -1,6 +1,8 @@
 """What this machine has for a program to use: devices and memory."""
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ from pgjax import backends
 
 UNTOLD = -1
 """What JAX has for the number of CPU devices until it is told one."""
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""How glibc numbers them."""
 
 SHARE = 0.8
 """Share of the free memory that programs may take."""
@@ -25,11 +30,12 @@ def devices() -> list[Any]:
 
 
 def prepare() -> None:
-    """Makes every core a device and gives XLA its flags, before JAX is used.
+    """Makes every core a device and gives XLA its flags, before JAX is used; keeps freed memory.
 
-    What the environment says of either stands. If JAX is in use already this process stays as it
-    is, and only those that it starts inherit the flags.
+    What the environment says of these stands. If JAX is in use already devices and flags of this
+    process stay as they are, and only those that it starts inherit the flags.
     """
+    _keep_memory()
     told = os.environ.get("XLA_FLAGS", "").strip()
     if not told or told.startswith("-"):  # else it is a file of flags
         more = [flag for flag in backends.CPU.flags if flag not in told.split()]
@@ -41,6 +47,19 @@ def prepare() -> None:
             jax.config.update("jax_num_cpu_devices", cores())
         except RuntimeError:
             pass  # JAX is in use already.
+
+
+def _keep_memory() -> None:
+    """Has the C library keep what programs free, for the next update asks for the same again.
+
+    Else it goes back to the system, which clears every page anew: a fifth of the time of an update
+    of 16384 short episodes. Only glibc has this, and not where the environment tunes it.
+    """
+    tuned = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None and not tuned:
+        for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            mallopt(parameter, 2**31 - 1)
 
 
 def take(num: int | None = None) -> list[Any]:

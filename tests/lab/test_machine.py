@@ -109,12 +109,18 @@ THREE = "--xla_force_host_platform_device_count=3"
     ],
 )
 def test_xla_makes_one_function_of_a_small_loop(prepare, flags, expected):
-    """In jaxlib the flag is a mere text: were it renamed, nothing else would tell."""
+    """In jaxlib the flag is a mere text: were it renamed, nothing else would tell.
+
+    Programs are laid out for what it does and not for what it says.
+    """
     program = (
+        "from pgjax import backends;"
         "from pgjax.lab import machine; from pgjax.lab.sweep import ray_worker;"
         f"{prepare}; import jax;"
         "hash = jax.jit(lambda key: jax.random.bits(key, 2000)).lower(jax.random.key(0));"
-        "print('small_call' in hash.compile().as_text(), len(jax.devices()))"
+        "fused = 'small_call' in hash.compile().as_text();"
+        "assert backends.current().fused_loops == fused;"
+        "print(fused, len(jax.devices()))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -124,3 +130,25 @@ def test_xla_makes_one_function_of_a_small_loop(prepare, flags, expected):
         check=True,
     )
     assert done.stdout.startswith(expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+@pytest.mark.parametrize(("variable", "kept"), [("OTHER", True), ("MALLOC_ARENA_MAX", False)])
+def test_freed_memory_is_kept_unless_the_environment_tunes_it(variable, kept):
+    """Pages of 64 MB that are asked for again are faulted in again only if they were given back."""
+    program = (
+        "import ctypes, resource; from pgjax.lab import machine; machine.prepare();"
+        "c = ctypes.CDLL(None); c.malloc.restype = ctypes.c_void_p;"
+        "fill = lambda block: (c.memset(ctypes.c_void_p(block), 1, 2**26), block)[1];"
+        "use = lambda: c.free(ctypes.c_void_p(fill(c.malloc(ctypes.c_size_t(2**26)))));"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt;"
+        "use(); before = faults(); use(); print(faults() - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {variable: "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (int(done.stdout) < 16) == kept  # huge pages would be 32
