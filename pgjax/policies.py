@@ -70,6 +70,10 @@ class Network(nn.Module):
         return nn.Dense(width, kernel_init=kernel, param_dtype=dtype, dot_general=_dot_general)
 
 
+NARROW = 4
+"""Columns of a kernel up to which the gradient with respect to what it multiplies is a sum."""
+
+
 def _dot_general(x, kernel, dimension_numbers, **options):
     """What a dense layer multiplies by: `[F]` or `[B, F]` times `[F, H]`."""
     return matmul(x, kernel)
@@ -77,12 +81,15 @@ def _dot_general(x, kernel, dimension_numbers, **options):
 
 @jax.custom_jvp
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`x @ kernel`, whose gradient with respect to the kernel is fast on a CPU.
+    """`x @ kernel`, whose gradients are fast on a CPU.
 
-    That gradient is `x.T @ y`, where y is what comes back. Left to itself, XLA folds the transpose
-    into a product over leading axes, for which its CPU backend has slow code, slowest where there
-    are few columns. A copy of the transpose costs less, and least of the narrower factor: for the
-    last layer that is y, and `(y.T @ x).T` the gradient.
+    With respect to the kernel that is `x.T @ y`, where y is what comes back. Left to itself, XLA
+    folds the transpose into a product over leading axes, for which its CPU backend has slow code,
+    slowest where there are few columns. A copy of the transpose costs less, and least of the
+    narrower factor: for the last layer that is y, and `(y.T @ x).T` the gradient.
+
+    With respect to x it is `y @ kernel.T`, over few columns a sum that XLA makes part of what comes
+    next, where a product would write and read an array as large as x.
     """
     return x @ kernel
 
@@ -96,7 +103,12 @@ def _(primals, tangents):
         of_kernel = copy(jax.lax.dot_general(copy(kernel_dot.T), x, rows)).T
     else:
         of_kernel = jax.lax.dot_general(copy(x.T), kernel_dot, (((0,), (0,)), ((), ())))
-    return matmul(x, kernel), x_dot @ kernel + of_kernel
+    if kernel.shape[1] > NARROW:
+        of_x = x_dot @ kernel
+    else:
+        columns = (jnp.broadcast_to(column, x.shape) for column in kernel.T)
+        of_x = jnp.stack([jnp.sum(x_dot * column, axis=-1) for column in columns], axis=-1)
+    return matmul(x, kernel), of_x + of_kernel
 
 
 ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "silu": nn.silu, "gelu": nn.gelu}
