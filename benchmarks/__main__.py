@@ -20,6 +20,7 @@ BENCHMARKS = (
     "roofline",
     "memory",
     "throughput",
+    "short_episodes",
     "scaling",
     "sweep",
     "audit_cost",
