@@ -112,7 +112,7 @@ def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
         (num,), at_once = condition.shape, backends.current().seldom
         side_by_side = jax.vmap(lambda args: function(*args))
         if at_once is None or num <= at_once:
-            spread = lambda x: x if len(x) == num else x[jnp.arange(num) * len(x) // num]
+            spread = lambda x: x if len(x) == num else jnp.repeat(x, num // len(x), axis=0)
             new = side_by_side(jax.tree.map(spread, args))
             return jax.vmap(choose)(condition, new, otherwise)
 
@@ -120,7 +120,7 @@ def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
             left, out = loop
             index, count = _true_first(left)
             index = jnp.where(jnp.arange(at_once) < count, index[:at_once], 0)
-            new = side_by_side(jax.tree.map(lambda x: x[index * len(x) // num], args))
+            new = side_by_side(jax.tree.map(lambda x: x[index // (num // len(x))], args))
 
             def put(number, loop):
                 (left, out), at = loop, index[number]
@@ -132,14 +132,18 @@ def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.lax.while_loop(lambda loop: jnp.any(loop[0]), some, (condition, otherwise))[1]
 
     @many.def_vmap
-    def _(axis_size, in_batched, *given):
+    def _(axis_size, in_batched, condition, otherwise, args):
         def flat(x, has):
-            if not has and len(x) == 1:
-                return x
             x = x if has else jnp.broadcast_to(x, (axis_size, *x.shape))
             return x.reshape(-1, *x.shape[2:])
 
-        out = many(*jax.tree.map(flat, given, tuple(in_batched)))
+        batched, old_batched, args_batched = in_batched
+        shares = lambda x, has: flat(x, has) if has or len(x) > 1 else x
+        out = many(
+            flat(condition, batched),
+            jax.tree.map(flat, otherwise, old_batched),
+            jax.tree.map(shares, args, args_batched),
+        )
         out = jax.tree.map(lambda x: x.reshape(axis_size, -1, *x.shape[1:]), out)
         return out, jax.tree.map(lambda _: True, out)
 

@@ -99,7 +99,8 @@ def test_seldom_needed_work_may_be_vmapped_twice():
 
 
 @pytest.mark.parametrize("seldom", [7, None])
-def test_what_seldom_needed_work_shares_is_that_of_its_own_calls(seldom, monkeypatch):
+@pytest.mark.parametrize("rows", [50, 1])
+def test_what_seldom_needed_work_shares_is_that_of_its_own_calls(rows, seldom, monkeypatch):
     """Vmapped over runs, rows and copies: some arguments are of all, of a run, or of a row."""
     layout = backends.CPU._replace(seldom=seldom)
     monkeypatch.setattr(backends, "current", lambda: layout)
@@ -109,17 +110,26 @@ def test_what_seldom_needed_work_shares_is_that_of_its_own_calls(seldom, monkeyp
         work = lambda *args: jnp.stack([*args[:-1], jax.random.uniform(args[-1])])
         return batching.seldom(work)(needed, -jnp.ones(4), of_all, of_run, of_row, key), noise
 
-    rows, copies = jax.vmap(call, (0, None, None, 0, 0)), (0, None, None, None, 0)
-    function = jax.vmap(jax.vmap(rows, copies), (0, None, 0, 0, 0))
-    shape = (3, 2, 50)  # runs, copies, rows
+    of_rows, copies = jax.vmap(call, (0, None, None, 0, 0)), (0, None, None, None, 0)
+    function = jax.vmap(jax.vmap(of_rows, copies), (0, None, 0, 0, 0))
+    shape = (3, 2, rows)  # runs, copies, rows
     needed = jax.random.bernoulli(jax.random.key(0), 0.3, shape)
     keys = jax.random.split(jax.random.key(1), shape)
-    of_run, of_row = jnp.arange(3.0), jnp.arange(150.0).reshape(3, 50)
+    of_run, of_row = jnp.arange(3.0), jnp.arange(3.0 * rows).reshape(3, rows)
     found, noise = jax.jit(function)(needed, 9.0, of_run, of_row, keys)
     whole = lambda x: jnp.broadcast_to(x, shape)
     given = [whole(9.0), whole(of_run[:, None, None]), whole(of_row[:, None]), noise]
     expected = jnp.where(needed[..., None], jnp.stack(given, axis=-1), -1)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_seldom_needed_work_may_be_that_of_very_many():
+    """As many as the square root of what an index can hold, and more."""
+    num = 50_000
+    needed = jnp.arange(num) % 1000 == 7
+    apply = jax.vmap(batching.seldom(lambda x: x + 1))
+    found = jax.jit(apply)(needed, jnp.zeros(num), jnp.arange(num))
+    np.testing.assert_array_equal(found, np.where(needed, np.arange(num) + 1, 0))
 
 
 @pytest.mark.parametrize("fused_loops", [True, False])
