@@ -21,6 +21,8 @@ SETTINGS = {"num_rows": [1024, 4096, 16384], "horizon": 128, "rows_a_call": 1638
 SMOKE = {"num_rows": [2], "horizon": 4, "rows_a_call": 4}
 KINDS = ("segments", "episodes")
 ROUNDS = 7
+LEAST_SECONDS = 0.5
+"""Seconds of a round of one program at least, as many calls as they hold."""
 
 
 def updates(setting: training.Setting, num_updates: int) -> training.Program:
@@ -48,7 +50,8 @@ def measure(smoke: bool) -> list[kept.Row]:
         num_updates = max(1, chosen["rows_a_call"] // num_rows)
         calls = {kind: updates(base._replace(rows=kind), num_updates) for kind in KINDS}
         live = {kind: int(call()[1].sum()) for kind, call in calls.items()}
-        seconds = timing.interleaved(calls, rounds=1 if smoke else ROUNDS)
+        rounds, least = (1, 0.0) if smoke else (ROUNDS, LEAST_SECONDS)
+        seconds = timing.interleaved(calls, rounds=rounds, least=least)
         speeds = {kind: [live[kind] / each for each in seconds[kind]] for kind in KINDS}
         rows += [
             kept.row(
