@@ -28,7 +28,7 @@ class Backend(NamedTuple):
     fused_loops: bool
     """Whether a loop of small operations is one function, and costs no more than they do."""
     seldom: int | None
-    """Calls of seldom needed work made at a time; None makes all of them and chooses."""
+    """Calls of seldom needed work made at a time, in such loops; None makes all and chooses."""
     in_turn: bool
     """Whether vmapped gradients are made one after the other."""
     copy_transposes: bool

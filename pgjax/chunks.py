@@ -77,7 +77,7 @@ def _live_first(live: jax.Array, more: int) -> tuple[jax.Array, jax.Array]:
 
 
 def take(tree: Any, index: jax.Array) -> Any:
-    """Entries `index [B]`, which ascend or are padded, of every leaf `[M, ...]`.
+    """Entries `index [B]` of every leaf `[M, ...]`; indices ascend, but for what fills a chunk up.
 
     Neighbours, as all are where everything is live, are one slice: picked one by one, they would
     take a tenth of the time of the gradient that they are for.
