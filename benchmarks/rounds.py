@@ -194,18 +194,15 @@ def answer(
         _say({"seconds": seconds, "cpu_seconds": cpu_seconds})
 
 
-def _come_to_rest(share: float = 0.02, patience: float = 30.0) -> None:
-    """Waits until this process does nothing any more, so that the next has the machine to itself.
+def _come_to_rest() -> None:
+    """Waits until this process does nothing any more, half a minute at most.
 
-    XLA frees memory after it has answered: for what a flat backward pass over 65536 x 128 steps
-    takes, a core works a second on it, at the expense of whoever is timed next.
+    XLA goes on to free memory when it has answered, at the expense of whoever is timed next.
     """
-    interval, waited = 0.1, 0.0
-    while waited < patience:
+    for _ in range(300):
         cpu = time.process_time()
-        time.sleep(interval)
-        waited += interval
-        if time.process_time() - cpu < share * interval:
+        time.sleep(0.1)
+        if time.process_time() - cpu < 0.002:
             return
 
 

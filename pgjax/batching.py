@@ -151,7 +151,10 @@ def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _true_first(mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Indices of the true entries, at the front of `[n + 1]`, and their number: by a loop."""
+    """Indices of the true entries, at the front of `[n + 1]`, and their number.
+
+    By a loop: `jnp.nonzero` scatters, and of what scatters XLA makes no one function.
+    """
 
     def note(entry, found):
         index, count = found

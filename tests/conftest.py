@@ -13,6 +13,7 @@ os.environ.setdefault(
 )
 
 import jax
+import pytest
 
 from pgjax import backends
 
@@ -22,3 +23,9 @@ os.environ["XLA_FLAGS"] += " " + " ".join(backends.CPU.flags)
 # All of gymnax steps under "raise" but Swimmer-misc, whose own arithmetic promotes ranks; a test
 # that steps it does so under `jax.numpy_rank_promotion("allow")`.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def laid_out(monkeypatch):
+    """A function that makes programs be laid out otherwise from now on."""
+    return lambda backend: monkeypatch.setattr(backends, "current", lambda: backend)

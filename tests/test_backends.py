@@ -17,15 +17,9 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture
-def laid_out_as(monkeypatch):
-    """A function that makes programs be laid out otherwise from now on."""
-    return lambda backend: monkeypatch.setattr(backends, "current", lambda: backend)
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("rows", ["episodes", "segments"])
-def test_gradients_do_not_depend_on_the_layout(rows, layout, laid_out_as):
+def test_gradients_do_not_depend_on_the_layout(rows, layout, laid_out):
     env, env_params = environments.make("CartPole-v1")
     policy = policies.make("mlp", env, env_params, hidden=(8, 8))
     value_function = policies.make_value("mlp", env, env_params, hidden=(8,))
@@ -44,7 +38,7 @@ def test_gradients_do_not_depend_on_the_layout(rows, layout, laid_out_as):
 
     keys = jax.random.split(key, 3)
     expected = jax.jit(jax.vmap(gradient))(keys)
-    laid_out_as(LAYOUTS[layout])
+    laid_out(LAYOUTS[layout])
     found = jax.jit(jax.vmap(gradient))(keys)
     close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
     jax.tree.map(close, found, expected)
@@ -54,8 +48,8 @@ def test_gradients_do_not_depend_on_the_layout(rows, layout, laid_out_as):
     ("precision", "said"),
     [("float32", "HIGHEST"), ("tensorfloat32", "HIGH"), ("bfloat16", "DEFAULT")],
 )
-def test_precision_of_products_can_be_chosen_on_an_accelerator(precision, said, laid_out_as):
-    laid_out_as(backends.ACCELERATOR)
+def test_precision_of_products_can_be_chosen_on_an_accelerator(precision, said, laid_out):
+    laid_out(backends.ACCELERATOR)
     config = Config(num_episodes=2, horizon=4, hidden=(4,), precision=precision)
     trainer = parallel.over_runs(experiment.build(config))
     inputs = experiment.inputs(experiment.each_seed(config))

@@ -100,10 +100,9 @@ def test_seldom_needed_work_may_be_vmapped_twice():
 
 @pytest.mark.parametrize("seldom", [7, None])
 @pytest.mark.parametrize("rows", [50, 1])
-def test_what_seldom_needed_work_shares_is_that_of_its_own_calls(rows, seldom, monkeypatch):
+def test_what_seldom_needed_work_shares_is_that_of_its_own_calls(rows, seldom, laid_out):
     """Vmapped over runs, rows and copies: some arguments are of all, of a run, or of a row."""
-    layout = backends.CPU._replace(seldom=seldom)
-    monkeypatch.setattr(backends, "current", lambda: layout)
+    laid_out(backends.CPU._replace(seldom=seldom))
 
     def call(needed, of_all, of_run, of_row, key):
         noise = jax.random.uniform(key)
@@ -133,8 +132,7 @@ def test_seldom_needed_work_may_be_that_of_very_many():
 
 
 @pytest.mark.parametrize("fused_loops", [True, False])
-def test_a_map_of_small_operations_is_a_map(fused_loops, monkeypatch):
-    layout = backends.CPU._replace(fused_loops=fused_loops)
-    monkeypatch.setattr(backends, "current", lambda: layout)
+def test_a_map_of_small_operations_is_a_map(fused_loops, laid_out):
+    laid_out(backends.CPU._replace(fused_loops=fused_loops))
     found = jax.jit(lambda x: batching.map_small(jnp.square, x))(jnp.arange(5))
     np.testing.assert_array_equal(found, np.arange(5) ** 2)

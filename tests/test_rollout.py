@@ -140,12 +140,6 @@ def test_stepping_stops_when_every_row_has_ended():
     assert len(taken) / 12 < lengths.max() + rollout.BLOCK
 
 
-@pytest.fixture
-def laid_out(monkeypatch):
-    """A function that makes programs be laid out otherwise from now on."""
-    return lambda backend: monkeypatch.setattr(backends, "current", lambda: backend)
-
-
 def step_few(monkeypatch, live_rows, live_parts):
     """Lays out episodes as on a device where so many rows are stepped at a time."""
     layout = backends.CPU._replace(live_rows=live_rows, live_parts=live_parts)

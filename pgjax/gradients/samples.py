@@ -12,8 +12,8 @@ from pgjax.policies import Params, Policy
 from pgjax.rollout import Trajectory
 
 PLAIN = 16
-"""Chunks that are added as they are: compensation costs a thirtieth of the gradient if each has it,
-and a sum of so few is as accurate as the products within a chunk."""
+"""Chunks that are added as they are, few beside the terms that each has summed itself: compensation
+takes time, and not every chunk needs it."""
 
 
 class Live(NamedTuple):
