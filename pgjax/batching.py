@@ -175,6 +175,18 @@ def map_small(function: Callable[..., Any], xs: Any) -> Any:
     return jax.vmap(function)(xs)
 
 
+def once(function: Callable[[Any, Any], Any], index: jax.Array, carry: Any) -> Any:
+    """`function(index, carry)`, small operations on the carry.
+
+    As the one turn of a loop where that makes one function of them: called one by one, they take
+    less time than it takes to call them. What depends neither on the index nor on the carry is left
+    outside.
+    """
+    if backends.current().fused_loops:
+        return jax.lax.fori_loop(index, index + 1, function, carry)
+    return function(index, carry)
+
+
 def choose(flag: jax.Array, new: Any, old: Any) -> Any:
     """New leaves where a flag is set, else old ones, in the dtypes of the old."""
     pick = lambda new, old: jnp.where(flag, jnp.asarray(new).astype(old.dtype), old)

@@ -147,14 +147,15 @@ def check_memoryless(policy: Policy) -> None:
 
 def _advance(key, env, env_params, policy, params):
     """A step of a live row; one that has ended stays. The first action may be given."""
-    step_row = rollout.row_step(env, env_params, policy)
+    take = rollout.advancing(env, env_params)
 
     def advance(time, state, obs, live, first_action=None):
         keys = jax.random.split(jax.random.fold_in(key, time))
         instead = None
         if first_action is not None:
             instead = lambda action: jnp.where(time == 0, first_action, action)
-        next_state, next_obs, _, record = step_row(params, keys, state, obs, (), instead)
+        _, distribution = policy.step(params, (), obs)
+        next_state, next_obs, record = take(distribution, keys, state, obs, instead)
         state, obs = choose(live, (next_state, next_obs), (state, obs))
         return state, obs, record
 

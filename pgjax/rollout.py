@@ -1,6 +1,6 @@
 """Many rows of a policy in an environment: whole episodes, or windows of rows that persist."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -36,6 +36,13 @@ class Trajectory(NamedTuple):
 
 STEP_FIELDS = tuple(name for name in Trajectory._fields if name != "final_obs")
 """What a trajectory holds of every step."""
+
+
+class Step(NamedTuple):
+    """A step of one row, in two: what a network computes, and the small operations that follow."""
+
+    act: Callable[[Any], Any]  # row -> acted
+    follow: Callable[[Any, Any, jax.Array, Any], Any]  # (row, acted, time, keys) -> (row, record)
 
 
 class Rows(NamedTuple):
@@ -91,7 +98,7 @@ def episodes(
         checks.choice("fields", field, STEP_FIELDS)
     sharding.check("num_episodes", num_episodes, mesh)
 
-    step_row = row_step(env, env_params, policy)
+    advance = advancing(env, env_params)
     inferred = {"mask", "terminated", "truncated"}  # from how long a row is and how it ended
     dropped = set(STEP_FIELDS) - set(fields) | inferred
 
@@ -101,11 +108,14 @@ def episodes(
         end = jnp.int32(0), jnp.bool_(False), jnp.bool_(False)
         return (state, obs, policy.initial_state(), end, jnp.bool_(True)), step_keys
 
-    def step(params, carry, time, keys):
-        state, obs, policy_state, end, live = carry
-        next_state, next_obs, policy_state, record = step_row(
-            params, keys, state, obs, policy_state
-        )
+    def act(params, row):
+        _, obs, policy_state, *_ = row
+        return policy.step(params, policy_state, obs)
+
+    def follow(row, acted, time, keys):
+        state, obs, _, end, live = row
+        policy_state, distribution = acted
+        next_state, next_obs, record = advance(distribution, keys, state, obs)
         window_ends = (time == horizon - 1) & ~record.terminated
         next_end = time + 1, record.terminated, record.truncated | window_ends
         record = record._replace(**dict.fromkeys(dropped))
@@ -115,7 +125,7 @@ def episodes(
 
     def play(params, keys):
         rows = jax.vmap(begin)(keys)
-        rows, records = _play_while_live(partial(step, params), *rows, horizon)
+        rows, records = _play_while_live(Step(partial(act, params), follow), *rows, horizon)
         _, final_obs, _, end, _ = rows
         length, terminated, truncated = (x[:, None] for x in end)
         time = jnp.arange(horizon)[None]
@@ -196,25 +206,32 @@ def segments(
         obs, state = env.reset_env(key, env_params)
         return state, obs, policy.initial_state()
 
-    step_row = row_step(env, env_params, policy)
+    advance = advancing(env, env_params)
     dropped = set(Trajectory._fields) - set(fields) | {"mask"}  # which is one everywhere
 
-    def step(params, row, time, keys):
+    def act(params, row):
+        _, obs, policy_state, _ = row
+        return policy.step(params, policy_state, obs)
+
+    def follow(row, acted, time, keys):
         reset_key, *step_keys = keys
-        state, obs, policy_state, elapsed = row
-        *following, record = step_row(params, step_keys, state, obs, policy_state)
-        record = record._replace(final_obs=following[1].astype(obs.dtype))
+        state, obs, _, elapsed = row
+        policy_state, distribution = acted
+        next_state, next_obs, record = advance(distribution, step_keys, state, obs)
+        record = record._replace(final_obs=next_obs.astype(obs.dtype))
         ends = record.terminated | record.truncated
         window_ends = (time == horizon - 1) & ~record.terminated
         record = record._replace(truncated=record.truncated | window_ends)
         record = record._replace(**dict.fromkeys(dropped))
-        state, obs, policy_state = begin_if(ends, tuple(following), reset_key, env_params)
+        following = next_state, next_obs, policy_state
+        state, obs, policy_state = begin_if(ends, following, reset_key, env_params)
         return (state, obs, policy_state, jnp.where(ends, 0, elapsed + 1)), record
 
     def play(whole, keys, *rows):
         params, time = whole
         step_keys = list(jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0))
-        rows, records = _play_window(partial(step, params), rows, step_keys, time, horizon)
+        step = Step(partial(act, params), follow)
+        rows, records = _play_window(step, rows, step_keys, time, horizon)
         if "mask" in fields:
             mask = jnp.ones((len(keys), horizon), jnp.result_type(float))
             records = records._replace(mask=mask)
@@ -225,19 +242,18 @@ def segments(
     return trajectory, Rows(*rows, time=time + horizon)
 
 
-def row_step(env, env_params, policy):
-    """One step of one row, without a reset.
+def advancing(env, env_params):
+    """What an action drawn does in one row, without a reset.
 
     Returns:
-      `(params, keys, state, obs, policy_state, instead=None) -> (state, obs, policy_state, record)`
-      with one key for the action and one for the environment; `instead`, if given, makes of the
-      action sampled the one that is taken.
+      `(distribution, keys, state, obs, instead=None) -> (state, obs, record)` with one key for the
+      action and one for the environment; `instead`, if given, makes of the action sampled the one
+      that is taken.
     """
     space = env.action_space(env_params)
 
-    def step(params, keys, state, obs, policy_state, instead=None):
+    def advance(distribution, keys, state, obs, instead=None):
         action_key, env_key = keys
-        policy_state, distribution = policy.step(params, policy_state, obs)
         action = distribution.sample(action_key)
         if instead is not None:
             action = instead(action)
@@ -254,9 +270,9 @@ def row_step(env, env_params, policy):
             truncated=jnp.asarray(env.is_truncated(next_state, env_params), bool),
             mask=jnp.ones((), jnp.result_type(float)),
         )
-        return next_state, next_obs, policy_state, record
+        return next_state, next_obs, record
 
-    return step
+    return advance
 
 
 def widths(num_rows: int) -> tuple[int, ...]:
@@ -288,9 +304,14 @@ def _play_while_live(step, rows, keys, horizon):
         index, rows, records = loop
         start = index * block
 
+        def put(records, new, place):
+            place, times = place[:, None], start + jnp.arange(block)
+            own = lambda x, new: x.at[place, times].set(jnp.moveaxis(new, 0, 1), mode="drop")
+            return jax.tree.map(own, records, new)
+
         def play_all(rows, records):
-            store = lambda time, x, new: x.at[:, time].set(new, mode="drop")
-            return _play(step, rows, records, keys, start, block, store)
+            rows, new = _play(step, rows, records, keys, start, block)
+            return rows, put(records, new, jnp.arange(num_rows))
 
         if width == num_rows and not parts:
             return index + 1, *play_all(rows, records)
@@ -302,11 +323,10 @@ def _play_while_live(step, rows, keys, horizon):
                 # Where nothing is valid, parts of the rows will write the same records again.
                 return choose(valid[0], new, rows), records
             place = jnp.where(valid, chosen, num_rows)  # past the end, so dropped
-            store = lambda time, x, new: x.at[place, time].set(new, mode="drop")
             own, own_keys = jax.tree.map(lambda x: x[chosen], (rows, keys))
-            own, records = _play(step, own, records, own_keys, start, block, store)
+            own, new = _play(step, own, records, own_keys, start, block)
             keep = lambda x, own: x.at[place].set(own, mode="drop")
-            return jax.tree.map(keep, rows, own), records
+            return jax.tree.map(keep, rows, own), put(records, new, place)
 
         loop = (rows, records)
         return index + 1, *chunks.fold(play_chunk, loop, rows[-1], [width, *parts], spare)
@@ -334,12 +354,16 @@ def _play_window(step, rows, keys, origin, horizon):
         cut = lambda x: jax.lax.dynamic_slice_in_dim(x, first, width)
         own, own_keys = jax.tree.map(cut, (rows, keys))
 
-        def store(time, x, new):
-            return jax.lax.dynamic_update_slice(x, new[:, None], (first, time, *(x.ndim - 2) * [0]))
-
         def play_block(index, loop):
             own, records = loop
-            return _play(step, own, records, own_keys, index * block, block, store, origin)
+            start = index * block
+            own, new = _play(step, own, records, own_keys, start, block, origin)
+
+            def store(x, new):
+                place = first, start, *(x.ndim - 2) * [0]
+                return jax.lax.dynamic_update_slice(x, jnp.moveaxis(new, 0, 1), place)
+
+            return own, jax.tree.map(store, records, new)
 
         own, records = jax.lax.fori_loop(0, horizon // block, play_block, (own, records))
         put = lambda x, own: jax.lax.dynamic_update_slice_in_dim(x, own, first, 0)
@@ -348,44 +372,54 @@ def _play_window(step, rows, keys, origin, horizon):
     return jax.lax.fori_loop(0, num_shares, play_share, (rows, records))
 
 
-def _play(step, rows, records, keys, start, num_steps, store, origin=0):
-    """Some steps of some rows.
+def _play(step, rows, like, keys, start, num_steps, origin=0):
+    """Some steps of some rows, and their records `[num_steps, n, ...]`.
 
     What comes of keys alone, noise above all, is made for all steps at once: step by step, hashing
     takes longer than what it is for.
 
     Args:
-      step: `(row, time, keys) -> (row, record)`, of one row.
+      step: a `Step`.
       rows: where they stand, `[n, ...]`.
-      records: of all rows, `[N, T, ...]`.
+      like: records `[N, T, ...]`, for their shapes.
       keys: keys `[n]` of the rows.
       start: time of the first step.
       num_steps: how many there are.
-      store: `(time, records, record [n, ...]) -> records`.
       origin: where the keys' own time has its zero.
     """
     times = start + jnp.arange(num_steps)
     first = lambda tree: jax.tree.map(lambda x: x[0], tree)
     row, time, own_keys = jax.eval_shape(first, (rows, times, keys))
-    draw, go = ahead.split(lambda later, keys: step(*later, keys), (row, time), own_keys)
+    acted = jax.eval_shape(step.act, row)
+    follow = lambda later, keys: step.follow(*later, keys)
+    draw, follow = ahead.split(follow, (row, acted, time), own_keys)
 
     def draw_all(time):
         return jax.vmap(lambda *keys: draw([jax.random.fold_in(key, time) for key in keys]))(*keys)
 
-    def go_all(loop, x):
-        rows, records = loop
-        time, drawn = x
-        rows, record = jax.vmap(lambda row, drawn: go((row, time), drawn))(rows, drawn)
-        return (rows, jax.tree.map(partial(store, time), records, record)), None
-
     noise = batching.map_small(draw_all, origin + times)
-    return jax.lax.scan(go_all, (rows, records), (times, noise))[0]
+
+    def go(index, loop):
+        acted = jax.vmap(step.act)(loop[0])
+
+        def follow_all(index, loop):
+            rows, records = loop
+            time, drawn = jax.tree.map(lambda x: x[index], (times, noise))
+            one = lambda row, acted, drawn: follow((row, acted, time), drawn)
+            rows, record = jax.vmap(one)(rows, acted, drawn)
+            return rows, jax.tree.map(lambda x, new: x.at[index].set(new), records, record)
+
+        return batching.once(follow_all, index, loop)
+
+    num_rows = len(keys[0])
+    blank = jax.tree.map(lambda x: jnp.zeros((num_steps, num_rows, *x.shape[2:]), x.dtype), like)
+    return jax.lax.fori_loop(0, num_steps, go, (rows, blank))
 
 
 def _blank(step, rows, keys, num_steps):
     """Rows in the dtypes that a step leaves them in, and records `[N, T, ...]` of zeros."""
-    one = jax.vmap(lambda row, keys: step(row, jnp.int32(0), keys))
-    after, record = jax.eval_shape(one, rows, keys)
+    one = lambda row, keys: step.follow(row, step.act(row), jnp.int32(0), keys)
+    after, record = jax.eval_shape(jax.vmap(one), rows, keys)
     rows = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), rows, after)
     zeros = lambda x: jnp.zeros((x.shape[0], num_steps, *x.shape[1:]), x.dtype)
     return rows, jax.tree.map(zeros, record)
