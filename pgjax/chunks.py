@@ -37,33 +37,47 @@ def fold(
     Returns:
       The last carry.
     """
+    return fold_each([function], [init], mask, sizes, spare)[0]
+
+
+def fold_each(
+    functions: Sequence[Callable[[jax.Array, jax.Array, Any], Any]],
+    inits: Sequence[Any],
+    mask: jax.Array,
+    sizes: Sequence[int],
+    spare: int | None = None,
+) -> list[Any]:
+    """`fold` of each of some functions, for which the live entries are looked for once."""
     live = jnp.ravel(mask)
     sizes = sorted({min(size, live.size) for size in sizes}, reverse=True)
     num = min(SLAB * sizes[0], live.size)
 
-    def fold_slab(number, carry):
+    def fold_slab(number, carries):
         # The last slab takes along entries of the one before, which are not live a second time.
         start = jnp.minimum(number * num, live.size - num)
         own = jax.lax.dynamic_slice(live, [start], [num])
         index, count = _live_first(own & (start + jnp.arange(num) >= number * num), sizes[0])
 
-        def fold_chunk(begin, end, size, at, carry):
+        def fold_chunk(function, begin, end, size, at, carry):
             first = begin + at * size
             chunk = jax.lax.dynamic_slice(index, [first], [size])
             return function(start + chunk, first + jnp.arange(size) < end, carry)
 
-        begin = jnp.zeros_like(count)
-        for size in sizes:
-            to_smaller = size // 2 if spare is None else spare
-            left = count - begin - (0 if size == sizes[-1] else to_smaller)
-            num_chunks = jnp.maximum(0, -(-left // size))
-            end = begin + num_chunks * size
-            chunk = partial(fold_chunk, begin, jnp.minimum(end, count), size)
-            carry = jax.lax.fori_loop(0, batching.max_of_all(num_chunks), chunk, carry)
-            begin = end
-        return carry
+        def fold_one(function, carry):
+            begin = jnp.zeros_like(count)
+            for size in sizes:
+                to_smaller = size // 2 if spare is None else spare
+                left = count - begin - (0 if size == sizes[-1] else to_smaller)
+                num_chunks = jnp.maximum(0, -(-left // size))
+                end = begin + num_chunks * size
+                chunk = partial(fold_chunk, function, begin, jnp.minimum(end, count), size)
+                carry = jax.lax.fori_loop(0, batching.max_of_all(num_chunks), chunk, carry)
+                begin = end
+            return carry
 
-    return jax.lax.fori_loop(0, -(-live.size // num), fold_slab, init)
+        return list(map(fold_one, functions, carries))
+
+    return jax.lax.fori_loop(0, -(-live.size // num), fold_slab, list(inits))
 
 
 def _live_first(live: jax.Array, more: int) -> tuple[jax.Array, jax.Array]:

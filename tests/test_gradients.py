@@ -13,7 +13,7 @@ import pytest
 from pgjax import chunks, environments, estimators, gradients, policies, rollout, train
 from pgjax.environments import MDP
 from pgjax.estimators import Hyper, estimator
-from pgjax.gradients.samples import Live, accumulate
+from pgjax.gradients.samples import Live, Term, accumulate
 
 KEY = jax.random.key(0)
 
@@ -283,7 +283,8 @@ def test_a_sum_over_very_many_chunks_is_not_worn_away():
     """One after the other, a hundred thousand tenths in float32 make 9998.6."""
     live = Live(jnp.ones(10**5, bool), 1)
     tenths = jnp.full(10**5, 0.1)
-    total = accumulate(lambda x, valid: jnp.sum(valid * x), tenths, live, jnp.zeros(()))
+    sum_of = lambda x, valid: jnp.sum(valid * x)
+    (total,) = accumulate(Term(sum_of, tenths, live, like=jnp.zeros(())))
     np.testing.assert_allclose(total, 1e4, rtol=2e-7)
 
 

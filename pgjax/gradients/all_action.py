@@ -12,7 +12,7 @@ from pgjax import checks, estimators, returns, rollout
 from pgjax.distributions import Distribution
 from pgjax.estimators import STATE_WEIGHTINGS, Hyper
 from pgjax.gradients.policy import ascent, check_counts, entropy_bonus, episode_metrics, policy_part
-from pgjax.gradients.samples import evaluate, policy_samples
+from pgjax.gradients.samples import accumulate, evaluate, policy_samples
 from pgjax.gradients.value import live_mean, live_share, regression, visits
 from pgjax.policies import Params, Policy, ValueFunction, values_of_batch
 from pgjax.rollout import Trajectory
@@ -88,7 +88,8 @@ def all_action_gradient(
         weight = jnp.where(trajectory.mask[:, :, None] > 0, counts * q, 0)
         bonus = entropy_bonus(state_weighting, trajectory, hyper)
         scored = lambda distribution, action: _probs(distribution, num_actions)
-        return ascent(params, trajectory, weight, bonus, policy, chunk_size, scored=scored)
+        term = ascent(params, trajectory, weight, bonus, policy, chunk_size, scored=scored)
+        return accumulate(term)[0]
 
     def gradient_fn(key, params):
         own = policy_part(params, action_value_function)
@@ -107,10 +108,10 @@ def all_action_gradient(
             return jnp.take_along_axis(apply(params, obs), action[:, None], axis=1)[:, 0]
 
         share = live_share(trajectory.mask)
-        value_gradient = regression(params["value"], trajectory, share, target, predict, chunk_size)
+        of_value = regression(params["value"], trajectory, share, target, predict, chunk_size)
         taken = jnp.take_along_axis(q, trajectory.action[:, :, None], axis=2)[:, :, 0]
         metrics["value_loss"] = 0.5 * live_mean((taken - target) ** 2, trajectory.mask)
-        return {"policy": ascend(own, trajectory, q), "value": value_gradient}, metrics
+        return {"policy": ascend(own, trajectory, q), "value": accumulate(of_value)[0]}, metrics
 
     return gradient_fn
 

@@ -16,7 +16,7 @@ from pgjax.gradients.policy import (
     expand,
     policy_part,
 )
-from pgjax.gradients.samples import accumulate, policy_samples
+from pgjax.gradients.samples import Term, accumulate, policy_samples
 from pgjax.gradients.value import visits
 from pgjax.policies import Params, Policy, ValueFunction
 from pgjax.rollout import Trajectory
@@ -128,7 +128,7 @@ def fisher_product(
             weight = expand(valid, slope) * samples.extra / num_rows
             return pull_back((weight * slope).astype(slope.dtype))[0]
 
-        return accumulate(part, samples, live, like=params)
+        return accumulate(Term(part, samples, live, like=params))[0]
 
     return product
 

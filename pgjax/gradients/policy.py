@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from pgjax import batching, checks, estimators, rollout, score, sharding
 from pgjax.distributions import Distribution
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.samples import accumulate, policy_samples
+from pgjax.gradients.samples import Term, accumulate, policy_samples
 from pgjax.gradients.value import (
     live_mean,
     live_share,
@@ -70,7 +70,8 @@ def trajectory_gradient(
     steps = make_steps(estimator, trajectory, value, next_value)
     weight = estimators.psi(estimator, steps, hyper)
     bonus = entropy_bonus(estimator.state_weighting, trajectory, hyper)
-    return ascent(params, trajectory, weight, bonus, policy, chunk_size, policy_state)
+    term = ascent(params, trajectory, weight, bonus, policy, chunk_size, policy_state)
+    return accumulate(term)[0]
 
 
 def policy_gradient(
@@ -169,11 +170,15 @@ def both_parts(
         own = policy_part(params, value_function)
         of_policy = ascent(own, trajectory, weight, bonus, policy, chunk_size, policy_state)
         if value_function is None:
-            return of_policy
+            return accumulate(of_policy)[0]
         apply = values_of_batch(value_function)
         predict = lambda params, obs, action: apply(params, obs)
         of_value = regression(params["value"], trajectory, share, target, predict, chunk_size)
-        return {"policy": of_policy, "value": of_value}
+        if jax.tree.leaves(policy.initial_state()):  # its samples are rows, the value's are steps
+            uphill = accumulate(of_policy) + accumulate(of_value)
+        else:
+            uphill = accumulate(of_policy, of_value)
+        return dict(zip(("policy", "value"), uphill, strict=True))
 
     def parts(params, trajectory, hyper, policy_state):
         value = next_value = share = target = None
@@ -209,7 +214,7 @@ def ascent(
     chunk_size: int | None,
     policy_state: Any = None,
     scored: Callable[[Distribution, jax.Array], jax.Array] = log_prob_taken,
-) -> Params:
+) -> Term:
     """Gradient of 1/N sum_i sum_t (weight_it scored_it + bonus_it H(pi(. | s_it))).
 
     Args:
@@ -238,7 +243,7 @@ def ascent(
         return uphill
 
     gradient = lambda samples, valid: jax.grad(objective)(params, samples, valid)
-    return accumulate(gradient, samples, live, like=params)
+    return Term(gradient, samples, live, like=params)
 
 
 def entropy_bonus(state_weighting: str, trajectory: Trajectory, hyper: Hyper) -> jax.Array | None:

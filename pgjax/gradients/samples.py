@@ -33,33 +33,50 @@ class Samples(NamedTuple):
     extra: Any  # whatever else goes with each step
 
 
+class Term(NamedTuple):
+    """A sum over the live samples, to be made by `accumulate`."""
+
+    function: Callable[[Any, jax.Array], Params]  # (samples [B, ...], valid [B]) -> like
+    samples: Any
+    live: Live
+    like: Params
+
+
 def resolve(chunk_size: int | None) -> int:
     """Samples of a chunk; None takes what suits the device."""
     return backends.current().chunk_size if chunk_size is None else chunk_size
 
 
-def accumulate(
-    function: Callable[[Any, jax.Array], Params], samples: Any, live: Live, like: Params
-) -> Params:
-    """Sum of `function(samples [B, ...], valid [B])` over the live samples, shaped like `like`.
+def accumulate(*terms: Term) -> list[Params]:
+    """Sums of `function(samples [B, ...], valid [B])` over the live samples, the same in all terms.
 
-    The function must itself be a sum over samples in which the invalid ones count for nothing.
+    The functions must themselves be sums over samples in which the invalid ones count for nothing.
     What rounding takes from the total of every few chunks is given back to those that follow (Kahan
-    1965), so that the error does not grow with the number of chunks.
+    1965), so that the error does not grow with the number of chunks. Term by term, so that the
+    activations of one at a time are held.
     """
 
-    def add(index, valid, carry):
-        number, part, total = carry
-        new = function(chunks.take(samples, index), valid.astype(jnp.result_type(float)))
-        part, number = jax.tree.map(jnp.add, part, new), number + 1
-        times = jnp.int32(number % PLAIN == 0)
-        return number, *jax.lax.fori_loop(0, times, lambda _, sums: _settle(*sums), (part, total))
+    def adding(term):
+        def add(index, valid, carry):
+            number, part, total = carry
+            valid = valid.astype(jnp.result_type(float))
+            new = term.function(chunks.take(term.samples, index), valid)
+            part, number = jax.tree.map(jnp.add, part, new), number + 1
+            times = jnp.int32(number % PLAIN == 0)
+            settled = jax.lax.fori_loop(0, times, lambda _, sums: _settle(*sums), (part, total))
+            return number, *settled
 
-    zeros = jax.tree.map(jnp.zeros_like, like)
-    carry = (jnp.int32(0), zeros, (zeros, zeros))
-    _, part, total = chunks.fold(add, carry, live.mask, [live.size])
-    _, (total, _) = _settle(part, total)
-    return total
+        return add
+
+    def start(term):
+        zeros = jax.tree.map(jnp.zeros_like, term.like)
+        return jnp.int32(0), zeros, (zeros, zeros)
+
+    live = terms[0].live
+    found = chunks.fold_each(
+        list(map(adding, terms)), list(map(start, terms)), live.mask, [live.size]
+    )
+    return [_settle(part, total)[1][0] for _, part, total in found]
 
 
 def _settle(part: Params, total: tuple[Params, Params]) -> tuple[Params, tuple[Params, Params]]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from pgjax import estimators
 from pgjax.estimators import Estimator, Hyper, Steps
-from pgjax.gradients.samples import Live, accumulate, evaluate, flatten, resolve
+from pgjax.gradients.samples import Live, Term, evaluate, flatten, resolve
 from pgjax.policies import Params, ValueFunction, values_of_batch
 from pgjax.rollout import Trajectory
 
@@ -85,7 +85,7 @@ def regression(
     target: jax.Array,
     predict: Callable[[Params, jax.Array, jax.Array], jax.Array],
     chunk_size: int | None,
-) -> Params:
+) -> Term:
     """Gradient that descends half the squared error, 1/N sum_i sum_t weight_it error_it^2 / 2.
 
     Args:
@@ -103,12 +103,9 @@ def regression(
         error = predict(params, obs, action) - target
         return -0.5 * jnp.sum(valid * weight * error**2) / num_rows
 
-    return accumulate(
-        lambda chunk, valid: jax.grad(objective)(params, *chunk, valid),
-        jax.tree.map(flatten, samples),
-        Live(trajectory.mask > 0, resolve(chunk_size)),
-        like=params,
-    )
+    gradient = lambda samples, valid: jax.grad(objective)(params, *samples, valid)
+    live = Live(trajectory.mask > 0, resolve(chunk_size))
+    return Term(gradient, jax.tree.map(flatten, samples), live, like=params)
 
 
 def live_share(mask: jax.Array) -> jax.Array:
