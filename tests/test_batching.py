@@ -136,3 +136,29 @@ def test_a_map_of_small_operations_is_a_map(fused_loops, laid_out):
     laid_out(backends.CPU._replace(fused_loops=fused_loops))
     found = jax.jit(lambda x: batching.map_small(jnp.square, x))(jnp.arange(5))
     np.testing.assert_array_equal(found, np.arange(5) ** 2)
+
+
+def note(index, carry):
+    """A step of a loop that keeps what it had."""
+    x, kept = carry
+    return x + index, kept.at[index].set(x)
+
+
+@pytest.mark.parametrize("fused_loops", [True, False])
+def test_small_operations_are_done_once(fused_loops, laid_out):
+    laid_out(backends.CPU._replace(fused_loops=fused_loops))
+    once = jax.jit(
+        jax.vmap(lambda index, x: batching.once(note, index, (x, jnp.zeros(3))), (None, 0))
+    )
+    x, kept = once(2, jnp.array([5.0, 6.0]))
+    np.testing.assert_array_equal(x, [7, 8])
+    np.testing.assert_array_equal(kept, [[0, 0, 5], [0, 0, 6]])
+
+
+def test_small_operations_done_once_are_one_function():
+    def functions(apply):
+        shapes = jax.eval_shape(lambda: (jnp.int32(0), (jnp.zeros(9), jnp.zeros((3, 9)))))
+        return jax.jit(apply).lower(*shapes).compile().as_text().count("xla_cpu_small_call")
+
+    assert functions(lambda index, carry: batching.once(note, index, carry)) > 0
+    assert functions(note) == 0

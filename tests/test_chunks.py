@@ -78,6 +78,15 @@ def test_vmapped_folds_have_as_many_chunks_of_a_size_as_any_of_them_needs(sizes,
     np.testing.assert_array_equal(found, num)
 
 
+def test_folds_of_several_functions_look_for_live_entries_once():
+    mask = jnp.arange(20) % 3 == 1
+    total = lambda index, valid, carry: carry + jnp.sum(jnp.where(valid, index, 0))
+    count = lambda index, valid, carry: carry + jnp.sum(valid)
+    each = lambda mask: chunks.fold_each([total, count], [0, 0], mask, [4])
+    assert each(mask) == [chunks.fold(f, 0, mask, [4]) for f in (total, count)] == [70, 7]
+    assert str(jax.make_jaxpr(each)(mask)).count("name=cumsum") == 1
+
+
 @pytest.mark.parametrize(("num", "expected"), [(1, [1]), (2, [1, 1]), (3, [8]), (9, [8, 1])])
 def test_no_more_is_left_to_smaller_chunks_than_is_spare(num, expected):
     fold = lambda index, valid, carry: carry.at[jnp.sum(carry > 0)].set(len(index))
