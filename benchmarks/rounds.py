@@ -190,11 +190,11 @@ def answer(
         begun, cpu = time.perf_counter(), time.process_time()
         outputs = runs[line.strip()]()
         seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu
-        _come_to_rest()
+        come_to_rest()
         _say({"seconds": seconds, "cpu_seconds": cpu_seconds})
 
 
-def _come_to_rest() -> None:
+def come_to_rest() -> None:
     """Waits until this process does nothing any more, half a minute at most.
 
     XLA goes on to free memory when it has answered, at the expense of whoever is timed next.

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import jax
 
+from benchmarks.rounds import come_to_rest
+
 Name = TypeVar("Name")
 
 
@@ -23,14 +25,17 @@ def interleaved(
       rounds: how often each is timed.
       least: seconds of a round at least: what is quicker is called several times in a row.
     """
-    for call in calls.values():
+    repeats = {}
+    for name, call in calls.items():
         seconds(call)
-    repeats = {name: math.ceil(least / seconds(call)) for name, call in calls.items()}
+        repeats[name] = math.ceil(least / seconds(call))
     found: dict[Name, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            if rounds > 1:
+                come_to_rest()
             if repeats[name] > 1:
-                seconds(call)  # What ran before may still be giving back its memory.
+                seconds(call)  # what ran before has taken the caches
             found[name].append(
                 statistics.fmean(seconds(call) for _ in range(max(1, repeats[name])))
             )

@@ -176,15 +176,13 @@ def map_small(function: Callable[..., Any], xs: Any) -> Any:
 
 
 def once(function: Callable[[Any, Any], Any], index: jax.Array, carry: Any) -> Any:
-    """`function(index, carry)`, small operations on the carry.
+    """`function(index, carry)` of small operations, as the one turn of a loop.
 
-    As the one turn of a loop where that makes one function of them: called one by one, they take
-    less time than it takes to call them. What depends neither on the index nor on the carry is left
-    outside.
+    Where loops are one function (`backends.Backend.fused_loops`), so are the operations then, which
+    take less time than it takes to call them. What depends neither on the index nor on the carry is
+    left outside.
     """
-    if backends.current().fused_loops:
-        return jax.lax.fori_loop(index, index + 1, function, carry)
-    return function(index, carry)
+    return jax.lax.fori_loop(index, index + 1, function, carry)
 
 
 def choose(flag: jax.Array, new: Any, old: Any) -> Any:

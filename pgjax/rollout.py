@@ -1,5 +1,6 @@
 """Many rows of a policy in an environment: whole episodes, or windows of rows that persist."""
 
+import math
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +18,9 @@ BLOCK = 32
 """Steps whose keys are made at once, and after which it is looked whether any row is live."""
 SHORT_BLOCK = 8
 """The same where rows that have ended make room for others: until then they are stepped in vain."""
+NARROW = 128
+"""Bytes kept of a row's step up to which a block of steps is put together before it is stored, and
+what follows an action made one function: wide observations are stored at once, as they are."""
 LEAST_PART = 8
 """Rows below which fewer of them take as long to step."""
 
@@ -304,14 +308,13 @@ def _play_while_live(step, rows, keys, horizon):
         index, rows, records = loop
         start = index * block
 
-        def put(records, new, place):
-            place, times = place[:, None], start + jnp.arange(block)
-            own = lambda x, new: x.at[place, times].set(jnp.moveaxis(new, 0, 1), mode="drop")
-            return jax.tree.map(own, records, new)
+        def store(place, time, x, new):
+            times = time + jnp.arange(len(new))
+            return x.at[place[:, None], times].set(jnp.moveaxis(new, 0, 1), mode="drop")
 
         def play_all(rows, records):
-            rows, new = _play(step, rows, records, keys, start, block)
-            return rows, put(records, new, jnp.arange(num_rows))
+            everywhere = partial(store, jnp.arange(num_rows))
+            return _play(step, rows, records, keys, start, block, everywhere)
 
         if width == num_rows and not parts:
             return index + 1, *play_all(rows, records)
@@ -324,9 +327,9 @@ def _play_while_live(step, rows, keys, horizon):
                 return choose(valid[0], new, rows), records
             place = jnp.where(valid, chosen, num_rows)  # past the end, so dropped
             own, own_keys = jax.tree.map(lambda x: x[chosen], (rows, keys))
-            own, new = _play(step, own, records, own_keys, start, block)
+            own, records = _play(step, own, records, own_keys, start, block, partial(store, place))
             keep = lambda x, own: x.at[place].set(own, mode="drop")
-            return jax.tree.map(keep, rows, own), put(records, new, place)
+            return jax.tree.map(keep, rows, own), records
 
         loop = (rows, records)
         return index + 1, *chunks.fold(play_chunk, loop, rows[-1], [width, *parts], spare)
@@ -354,16 +357,13 @@ def _play_window(step, rows, keys, origin, horizon):
         cut = lambda x: jax.lax.dynamic_slice_in_dim(x, first, width)
         own, own_keys = jax.tree.map(cut, (rows, keys))
 
+        def store(time, x, new):
+            place = first, time, *(x.ndim - 2) * [0]
+            return jax.lax.dynamic_update_slice(x, jnp.moveaxis(new, 0, 1), place)
+
         def play_block(index, loop):
             own, records = loop
-            start = index * block
-            own, new = _play(step, own, records, own_keys, start, block, origin)
-
-            def store(x, new):
-                place = first, start, *(x.ndim - 2) * [0]
-                return jax.lax.dynamic_update_slice(x, jnp.moveaxis(new, 0, 1), place)
-
-            return own, jax.tree.map(store, records, new)
+            return _play(step, own, records, own_keys, index * block, block, store, origin)
 
         own, records = jax.lax.fori_loop(0, horizon // block, play_block, (own, records))
         put = lambda x, own: jax.lax.dynamic_update_slice_in_dim(x, own, first, 0)
@@ -372,8 +372,8 @@ def _play_window(step, rows, keys, origin, horizon):
     return jax.lax.fori_loop(0, num_shares, play_share, (rows, records))
 
 
-def _play(step, rows, like, keys, start, num_steps, origin=0):
-    """Some steps of some rows, and their records `[num_steps, n, ...]`.
+def _play(step, rows, records, keys, start, num_steps, store, origin=0):
+    """Some steps of some rows.
 
     What comes of keys alone, noise above all, is made for all steps at once: step by step, hashing
     takes longer than what it is for.
@@ -381,10 +381,11 @@ def _play(step, rows, like, keys, start, num_steps, origin=0):
     Args:
       step: a `Step`.
       rows: where they stand, `[n, ...]`.
-      like: records `[N, T, ...]`, for their shapes.
+      records: of all rows, `[N, T, ...]`.
       keys: keys `[n]` of the rows.
       start: time of the first step.
       num_steps: how many there are.
+      store: `(time, x [N, T, ...], new [k, n, ...]) -> x` with the k steps from `time` on.
       origin: where the keys' own time has its zero.
     """
     times = start + jnp.arange(num_steps)
@@ -399,6 +400,9 @@ def _play(step, rows, like, keys, start, num_steps, origin=0):
 
     noise = batching.map_small(draw_all, origin + times)
 
+    width = sum(x.dtype.itemsize * math.prod(x.shape[2:]) for x in jax.tree.leaves(records))
+    together = backends.current().fused_loops and width <= NARROW
+
     def go(index, loop):
         acted = jax.vmap(step.act)(loop[0])
 
@@ -407,13 +411,17 @@ def _play(step, rows, like, keys, start, num_steps, origin=0):
             time, drawn = jax.tree.map(lambda x: x[index], (times, noise))
             one = lambda row, acted, drawn: follow((row, acted, time), drawn)
             rows, record = jax.vmap(one)(rows, acted, drawn)
-            return rows, jax.tree.map(lambda x, new: x.at[index].set(new), records, record)
+            note = lambda x, new: x.at[index].set(new) if together else store(time, x, new[None])
+            return rows, jax.tree.map(note, records, record)
 
-        return batching.once(follow_all, index, loop)
+        return batching.once(follow_all, index, loop) if together else follow_all(index, loop)
 
+    if not together:
+        return jax.lax.fori_loop(0, num_steps, go, (rows, records))
     num_rows = len(keys[0])
-    blank = jax.tree.map(lambda x: jnp.zeros((num_steps, num_rows, *x.shape[2:]), x.dtype), like)
-    return jax.lax.fori_loop(0, num_steps, go, (rows, blank))
+    blank = lambda x: jnp.zeros((num_steps, num_rows, *x.shape[2:]), x.dtype)
+    rows, block = jax.lax.fori_loop(0, num_steps, go, (rows, jax.tree.map(blank, records)))
+    return rows, jax.tree.map(partial(store, start), records, block)
 
 
 def _blank(step, rows, keys, num_steps):

@@ -144,9 +144,7 @@ def note(index, carry):
     return x + index, kept.at[index].set(x)
 
 
-@pytest.mark.parametrize("fused_loops", [True, False])
-def test_small_operations_are_done_once(fused_loops, laid_out):
-    laid_out(backends.CPU._replace(fused_loops=fused_loops))
+def test_small_operations_are_done_once():
     once = jax.jit(
         jax.vmap(lambda index, x: batching.once(note, index, (x, jnp.zeros(3))), (None, 0))
     )

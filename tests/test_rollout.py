@@ -214,6 +214,16 @@ def test_vmapped_equals_looped(parts, monkeypatch):
             np.testing.assert_allclose(a[i], b, rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("narrow", [0, 10**6], ids=["at once", "by blocks"])
+@pytest.mark.parametrize("horizon", [1, 20, 23])
+def test_rows_are_the_same_however_their_steps_are_stored(horizon, narrow, monkeypatch):
+    expected = roll(num_episodes=40, horizon=horizon)[-1]
+    monkeypatch.setattr(rollout, "NARROW", narrow)
+    jax.tree.map(
+        np.testing.assert_array_equal, roll(num_episodes=40, horizon=horizon)[-1], expected
+    )
+
+
 def test_horizon_does_not_change_what_came_before():
     *_, short = roll(horizon=20)
     *_, long = roll(horizon=90)
