@@ -25,15 +25,17 @@ def interleaved(
       rounds: how often each is timed.
       least: seconds of a round at least: what is quicker is called several times in a row.
     """
+    rest = come_to_rest if rounds > 1 else lambda: None
+    for call in calls.values():
+        seconds(call)
     repeats = {}
     for name, call in calls.items():
-        seconds(call)
+        rest()
         repeats[name] = math.ceil(least / seconds(call))
     found: dict[Name, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            if rounds > 1:
-                come_to_rest()
+            rest()
             if repeats[name] > 1:
                 seconds(call)  # what ran before has taken the caches
             found[name].append(
