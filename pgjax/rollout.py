@@ -310,11 +310,10 @@ def _play_while_live(step, rows, keys, horizon):
 
         def store(place, time, x, new):
             times = time + jnp.arange(len(new))
-            return x.at[place[:, None], times].set(jnp.moveaxis(new, 0, 1), mode="drop")
+            return x.at[place, times].set(jnp.moveaxis(new, 0, 1), mode="drop")
 
         def play_all(rows, records):
-            everywhere = partial(store, jnp.arange(num_rows))
-            return _play(step, rows, records, keys, start, block, everywhere)
+            return _play(step, rows, records, keys, start, block, partial(store, slice(None)))
 
         if width == num_rows and not parts:
             return index + 1, *play_all(rows, records)
@@ -327,7 +326,8 @@ def _play_while_live(step, rows, keys, horizon):
                 return choose(valid[0], new, rows), records
             place = jnp.where(valid, chosen, num_rows)  # past the end, so dropped
             own, own_keys = jax.tree.map(lambda x: x[chosen], (rows, keys))
-            own, records = _play(step, own, records, own_keys, start, block, partial(store, place))
+            store_own = partial(store, place[:, None])
+            own, records = _play(step, own, records, own_keys, start, block, store_own)
             keep = lambda x, own: x.at[place].set(own, mode="drop")
             return jax.tree.map(keep, rows, own), records
 
@@ -400,8 +400,8 @@ def _play(step, rows, records, keys, start, num_steps, store, origin=0):
 
     noise = batching.map_small(draw_all, origin + times)
 
-    width = sum(x.dtype.itemsize * math.prod(x.shape[2:]) for x in jax.tree.leaves(records))
-    together = backends.current().fused_loops and width <= NARROW
+    num_bytes = sum(x.dtype.itemsize * math.prod(x.shape[2:]) for x in jax.tree.leaves(records))
+    together = backends.current().fused_loops and num_bytes <= NARROW
 
     def go(index, loop):
         acted = jax.vmap(step.act)(loop[0])

@@ -214,14 +214,15 @@ def test_vmapped_equals_looped(parts, monkeypatch):
             np.testing.assert_allclose(a[i], b, rtol=2e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("narrow", [0, 10**6], ids=["at once", "by blocks"])
+@pytest.mark.parametrize("widths", [(None, 1), (8, 1), (64, 4)])
 @pytest.mark.parametrize("horizon", [1, 20, 23])
-def test_rows_are_the_same_however_their_steps_are_stored(horizon, narrow, monkeypatch):
-    expected = roll(num_episodes=40, horizon=horizon)[-1]
-    monkeypatch.setattr(rollout, "NARROW", narrow)
-    jax.tree.map(
-        np.testing.assert_array_equal, roll(num_episodes=40, horizon=horizon)[-1], expected
-    )
+def test_rows_are_the_same_however_their_steps_are_stored(horizon, widths, monkeypatch):
+    step_few(monkeypatch, *widths)
+    found = []
+    for most in (0, 10**6):  # step by step, and by blocks
+        monkeypatch.setattr(rollout, "NARROW", most)
+        found.append(roll(num_episodes=40, horizon=horizon)[-1])
+    jax.tree.map(np.testing.assert_array_equal, *found)
 
 
 def test_horizon_does_not_change_what_came_before():

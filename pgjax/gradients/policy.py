@@ -215,7 +215,7 @@ def ascent(
     policy_state: Any = None,
     scored: Callable[[Distribution, jax.Array], jax.Array] = log_prob_taken,
 ) -> Term:
-    """Gradient of 1/N sum_i sum_t (weight_it scored_it + bonus_it H(pi(. | s_it))).
+    """Gradient of 1/N sum_i sum_t (weight_it scored_it + bonus_it H(pi(. | s_it))), to be summed.
 
     Args:
       params: the policy's parameters.

@@ -86,7 +86,7 @@ def regression(
     predict: Callable[[Params, jax.Array, jax.Array], jax.Array],
     chunk_size: int | None,
 ) -> Term:
-    """Gradient that descends half the squared error, 1/N sum_i sum_t weight_it error_it^2 / 2.
+    """Gradient, to be summed, that descends 1/N sum_i sum_t weight_it error_it^2 / 2.
 
     Args:
       params: of the predictions.
