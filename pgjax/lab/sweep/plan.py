@@ -124,16 +124,20 @@ def compiled(
 
 
 def dealt(runs: list[Any], block: int, num_devices: int) -> list[Any]:
-    """Runs in an order that gives the devices a block each in turn.
+    """Runs in an order that gives the devices a block each in turn, to and fro.
 
     A device takes one stretch of the runs. Neighbours learn alike, and a chunk is done when its
     last device is: dealt out, every device has some runs of short episodes and some of long ones.
+    To and fro, because along a grid episodes grow longer: always last, a device would have more.
     """
     if len(runs) % num_devices:
         return runs
     blocks = [runs[start : start + block] for start in range(0, len(runs), block)]
+    hands: list[list[list[Any]]] = [[] for _ in range(num_devices)]
+    for index, given in enumerate(blocks):
+        number, seat = divmod(index, num_devices)
+        hands[seat if number % 2 == 0 else -1 - seat].append(given)
     # Hands may differ by a block: what is over for a stretch goes on to the next.
-    hands = [blocks[device::num_devices] for device in range(num_devices)]
     return [run for hand in hands for block in hand for run in block]
 
 

@@ -209,4 +209,5 @@ def test_devices_are_dealt_blocks_in_turn(num, block, num_devices):
 
 def test_a_device_has_runs_of_either_end():
     found = plan.dealt(list(range(16)), 2, 2)
-    assert found == [0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15]
+    assert found == [0, 1, 6, 7, 8, 9, 14, 15, 2, 3, 4, 5, 10, 11, 12, 13]
+    assert sum(found[:8]) == sum(found[8:])  # growing evenly, they have as much to do
