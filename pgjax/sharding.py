@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
@@ -12,6 +13,8 @@ from pgjax import checks
 
 AXIS = "rows"
 """Name of the axis of a mesh that rows are shared out over."""
+HALF = 12
+"""Bits of a whole number's lower part where it goes among single precision numbers."""
 
 
 def mesh(devices: Any) -> Mesh:
@@ -27,8 +30,8 @@ def over_rows(
     Args:
       function: takes one argument whole and the others by rows, which lead every array in them.
       mesh: whose axis `rows` the rows are shared out over; None makes it a plain call.
-      mean: what `function` gives is a mean over rows, and the mean over all of them is wanted;
-        otherwise rows lead what it gives.
+      mean: what `function` gives is a mean over rows, or a sum if of whole numbers below 2^31, and
+        that over all of them is wanted; otherwise rows lead what it gives.
     """
     if mesh is None:
         return function
@@ -38,8 +41,10 @@ def over_rows(
         if not mean:
             return out
         # As one vector: for each array apart, the devices would wait for each other once more.
-        flat, restore = ravel_pytree(out)
-        return restore(jax.lax.pmean(flat, AXIS))
+        flat, restore = ravel_pytree(jax.tree.map(_as_floats, out))
+        means = restore(jax.lax.pmean(flat, AXIS))
+        of_all = lambda x, mean: _summed(mean, mesh.size) if _whole(x) else mean
+        return jax.tree.map(of_all, out, means)
 
     def call(whole: Any, *rows: Any) -> Any:
         by_row = PartitionSpec(AXIS)
@@ -52,6 +57,23 @@ def over_rows(
         )(whole, *rows)
 
     return call
+
+
+def _whole(x: jax.Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.integer)
+
+
+def _as_floats(x: jax.Array) -> jax.Array:
+    """A whole number in two parts, sums of which over devices are exact in single precision."""
+    if not _whole(x):
+        return x
+    return jnp.stack([x >> HALF, x & (1 << HALF) - 1]).astype(jnp.result_type(float))
+
+
+def _summed(mean: jax.Array, num: int) -> jax.Array:
+    """The sum of whole numbers, of the mean of their parts over so many devices."""
+    high, low = jnp.round(mean * num).astype(jnp.int32)
+    return (high << HALF) + low
 
 
 def check(argument: str, num_rows: int, mesh: Mesh | None) -> None:

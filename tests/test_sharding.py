@@ -63,6 +63,19 @@ many = lambda mesh: jax.vmap(lambda key: gradients.policy_gradient(
 )(key, params["policy"]))(keys)
 found, expected = (jax.jit(many, static_argnums=0)(mesh) for mesh in (mesh, None))
 jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-10), found, expected)
+
+# Devices wait for each other once an update, or twice where the baseline is of all rows.
+mesh = sharding.mesh(jax.devices())
+for names, num_waits in ((("gae", "value"), 1), (("reward_to_go", "leave_one_out"), 2)):
+    compiled = jax.jit(lambda: episodes(mesh, *names)).lower().compile()
+    assert compiled.as_text().count(" all-reduce(") == num_waits, names
+
+# Counts stay exact among single precision numbers, which are so below 2^24 only.
+with jax.enable_x64(False):
+    rows = 2**27 + jnp.arange(8, dtype="int32")
+    both = lambda _, rows: (jnp.sum(rows), jnp.mean(rows % 8))
+    total, mean = jax.jit(sharding.over_rows(both, mesh, mean=True))((), rows)
+    assert (total.dtype, int(total), float(mean)) == (rows.dtype, 2**30 + 28, 3.5)
 """
 
 

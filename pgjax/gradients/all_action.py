@@ -11,9 +11,16 @@ from gymnax.environments import spaces
 from pgjax import checks, estimators, returns, rollout
 from pgjax.distributions import Distribution
 from pgjax.estimators import STATE_WEIGHTINGS, Hyper
-from pgjax.gradients.policy import ascent, check_counts, entropy_bonus, episode_metrics, policy_part
+from pgjax.gradients.policy import (
+    ascent,
+    check_counts,
+    entropy_bonus,
+    episode_means,
+    episode_metrics,
+    policy_part,
+)
 from pgjax.gradients.samples import accumulate, evaluate, policy_samples
-from pgjax.gradients.value import live_mean, live_share, regression, visits
+from pgjax.gradients.value import live_mean, regression, visits
 from pgjax.policies import Params, Policy, ValueFunction, values_of_batch
 from pgjax.rollout import Trajectory
 from pgjax.score import GradientFn
@@ -96,7 +103,7 @@ def all_action_gradient(
         trajectory = rollout.episodes(
             key, env, env_params, policy, own, num_episodes=num_episodes, horizon=horizon
         )
-        metrics = episode_metrics(trajectory, hyper)
+        metrics = episode_metrics(episode_means(trajectory, hyper), horizon)
         if action_values is not None:
             return ascend(own, trajectory, action_values(own, trajectory)), metrics
         assert action_value_function is not None
@@ -107,11 +114,12 @@ def all_action_gradient(
         def predict(params, obs, action):
             return jnp.take_along_axis(apply(params, obs), action[:, None], axis=1)[:, 0]
 
-        share = live_share(trajectory.mask)
-        of_value = regression(params["value"], trajectory, share, target, predict, chunk_size)
+        of_value = regression(params["value"], trajectory, target, predict, chunk_size)
+        length = jnp.maximum(metrics["episode_length"], 1 / num_episodes)
+        value = jax.tree.map(lambda x: x / length, accumulate(of_value)[0])
         taken = jnp.take_along_axis(q, trajectory.action[:, :, None], axis=2)[:, :, 0]
         metrics["value_loss"] = 0.5 * live_mean((taken - target) ** 2, trajectory.mask)
-        return {"policy": ascend(own, trajectory, q), "value": accumulate(of_value)[0]}, metrics
+        return {"policy": ascend(own, trajectory, q), "value": value}, metrics
 
     return gradient_fn
 

@@ -12,6 +12,7 @@ from pgjax.gradients.policy import (
     both_parts,
     check_counts,
     check_estimator,
+    episode_means,
     episode_metrics,
     expand,
     policy_part,
@@ -93,7 +94,14 @@ def natural_gradient(
             key, env, env_params, policy, own, num_episodes=num_episodes, horizon=horizon
         )
         gradient, metrics = both_parts(
-            params, trajectory, policy, estimator, hyper, value_function, chunk_size
+            params,
+            trajectory,
+            policy,
+            estimator,
+            hyper,
+            value_function,
+            chunk_size,
+            means=episode_means,
         )
         weight = visits(estimator.state_weighting, trajectory, hyper)
         fisher = fisher_product(own, trajectory, weight, policy, chunk_size)
@@ -101,7 +109,7 @@ def natural_gradient(
         natural, residual = conjugate_gradients(
             damped, policy_part(gradient, value_function), num_iterations
         )
-        metrics = episode_metrics(trajectory, hyper) | metrics | {"residual": residual}
+        metrics = episode_metrics(metrics, horizon) | {"residual": residual}
         if value_function is None:
             return natural, metrics
         return gradient | {"policy": natural}, metrics

@@ -12,8 +12,6 @@ from pgjax.distributions import Distribution
 from pgjax.estimators import Estimator, Hyper
 from pgjax.gradients.samples import Term, accumulate, policy_samples
 from pgjax.gradients.value import (
-    live_mean,
-    live_share,
     make_steps,
     regression,
     values,
@@ -133,10 +131,17 @@ def policy_gradient(
             mesh=mesh,
         )
         gradient, metrics = both_parts(
-            params, trajectory, policy, estimator, hyper, value_function, chunk_size, mesh=mesh
+            params,
+            trajectory,
+            policy,
+            estimator,
+            hyper,
+            value_function,
+            chunk_size,
+            mesh=mesh,
+            means=episode_means,
         )
-        own = batching.one_at_a_time(episode_metrics)(trajectory, hyper)
-        return gradient, own | metrics
+        return gradient, episode_metrics(metrics, horizon)
 
     return gradient_fn
 
@@ -156,33 +161,39 @@ def both_parts(
     chunk_size: int | None,
     policy_state: Any = None,
     mesh: Mesh | None = None,
+    means: Callable[[Trajectory, Hyper], Metrics] | None = None,
 ) -> tuple[Params, Metrics]:
     """Gradient of given trajectories, with the value's part and loss where there is one.
 
     Weights are made of the whole batch; what goes through a network, of each device's own rows.
+    Devices wait for each other once, with the gradient and `means`, what else is one over rows.
     """
 
     def value_row(params, trajectory):
         assert value_function is not None
         return values(value_function, params, trajectory, chunk_size)
 
-    def climb(params, trajectory, weight, bonus, policy_state, share, target):
+    def climb(whole, trajectory, weight, bonus, policy_state, value, target):
+        params, hyper = whole
+        told = {} if means is None else means(trajectory, hyper)
         own = policy_part(params, value_function)
         of_policy = ascent(own, trajectory, weight, bonus, policy, chunk_size, policy_state)
         if value_function is None:
-            return accumulate(of_policy)[0]
+            return accumulate(of_policy)[0], told
         apply = values_of_batch(value_function)
         predict = lambda params, obs, action: apply(params, obs)
-        of_value = regression(params["value"], trajectory, share, target, predict, chunk_size)
+        of_value = regression(params["value"], trajectory, target, predict, chunk_size)
         if jax.tree.leaves(policy.initial_state()):  # its samples are rows, the value's are steps
             uphill = accumulate(of_policy) + accumulate(of_value)
         else:
             uphill = accumulate(of_policy, of_value)
-        return dict(zip(("policy", "value"), uphill, strict=True))
+        error = jnp.where(trajectory.mask > 0, value - target, 0)
+        of_row = lambda x: jnp.mean(jnp.sum(x, axis=1))
+        told |= {"value_loss": 0.5 * of_row(error**2), "live": of_row(trajectory.mask)}
+        return dict(zip(("policy", "value"), uphill, strict=True)), told
 
     def parts(params, trajectory, hyper, policy_state):
-        value = next_value = share = target = None
-        metrics = {}
+        value = next_value = target = None
         if value_function is not None:
             value, next_value = over_rows(value_row, mesh)(params["value"], trajectory)
         steps = make_steps(estimator, trajectory, value, next_value)
@@ -190,12 +201,16 @@ def both_parts(
         bonus = entropy_bonus(estimator.state_weighting, trajectory, hyper)
         if value_function is not None:
             target = estimators.value_target(estimator, steps, hyper)
-            share = live_share(trajectory.mask)
-            error = steps.value - target
-            metrics["value_loss"] = 0.5 * live_mean(error**2, trajectory.mask)
-        uphill = over_rows(climb, mesh, mean=True)
-        gradient = uphill(params, trajectory, weight, bonus, policy_state, share, target)
-        return gradient, metrics
+        together = over_rows(climb, mesh, mean=True)
+        gradient, told = together(
+            (params, hyper), trajectory, weight, bonus, policy_state, value, target
+        )
+        if value_function is None:
+            return gradient, told
+        # Of sums over time, means over live steps.
+        live = jnp.maximum(told.pop("live"), 1 / len(trajectory.mask))
+        gradient["value"] = jax.tree.map(lambda x: x / live, gradient["value"])
+        return gradient, told | {"value_loss": told["value_loss"] / live}
 
     return batching.one_at_a_time(parts)(params, trajectory, hyper, policy_state)
 
@@ -253,26 +268,27 @@ def entropy_bonus(state_weighting: str, trajectory: Trajectory, hyper: Hyper) ->
     return hyper.entropy_cost * visits(state_weighting, trajectory, hyper)
 
 
-def episode_metrics(trajectory: Trajectory, hyper: Hyper) -> Metrics:
-    """What `policy_gradient` tells of its episodes."""
+def episode_means(trajectory: Trajectory, hyper: Hyper) -> Metrics:
+    """What `episode_metrics` are made of: means over rows of sums over time, and `env_steps`."""
     mask, reward = trajectory.mask, trajectory.reward
-    length = jnp.sum(mask, axis=1)
     discount = jnp.asarray(hyper.discount, reward.dtype) ** jnp.arange(reward.shape[1])
-    sums = (
-        jnp.sum(reward, axis=1),
-        reward @ discount,
-        length,
-        jnp.sum(jnp.where(mask > 0, trajectory.log_prob, 0), axis=1),
-    )
-    # As one mean: devices wait for each other at each.
-    mean_return, discounted_return, mean_length, log_prob = jnp.mean(jnp.stack(sums), axis=1)
-    return {
-        "return": mean_return,
-        "discounted_return": discounted_return,
-        "episode_length": mean_length,
-        "env_steps": jnp.sum(length.astype(jnp.int32)),
-        "live_fraction": mean_length / mask.shape[1],
-        "entropy": -log_prob / jnp.maximum(mean_length, 1 / len(mask)),  # none where none lives
+    length = jnp.sum(mask, axis=1)
+    sums = {
+        "return": jnp.sum(reward, axis=1),
+        "discounted_return": reward @ discount,
+        "episode_length": length,
+        "log_prob": jnp.sum(jnp.where(mask > 0, trajectory.log_prob, 0), axis=1),
+    }
+    return jax.tree.map(jnp.mean, sums) | {"env_steps": jnp.sum(length.astype(jnp.int32))}
+
+
+def episode_metrics(means: Metrics, horizon: int) -> Metrics:
+    """What `policy_gradient` tells of its episodes."""
+    log_prob, length = means["log_prob"], means["episode_length"]
+    others = {name: x for name, x in means.items() if name != "log_prob"}
+    return others | {
+        "live_fraction": length / horizon,
+        "entropy": -log_prob / jnp.where(length > 0, length, 1),
     }
 
 

@@ -81,36 +81,31 @@ def visits(state_weighting: str, trajectory: Trajectory, hyper: Hyper) -> jax.Ar
 def regression(
     params: Params,
     trajectory: Trajectory,
-    weight: jax.Array,
     target: jax.Array,
     predict: Callable[[Params, jax.Array, jax.Array], jax.Array],
     chunk_size: int | None,
 ) -> Term:
-    """Gradient, to be summed, that descends 1/N sum_i sum_t weight_it error_it^2 / 2.
+    """Gradient of -1/2 1/N sum_i sum_t (prediction_it - target_it)^2 at live steps, to be summed.
+
+    Divided by the mean length of a row, it is that of a mean over live steps.
 
     Args:
       params: of the predictions.
       trajectory: where they are made, N rows.
-      weight: `[N, T]`; `live_share` makes it the mean over live steps.
       target: `[N, T]`, held constant.
       predict: `(params, obs [B, *O], action [B, ...]) -> [B]`.
       chunk_size: samples whose activations are held at a time; None takes what suits the device.
     """
     num_rows = len(trajectory.mask)
-    samples = (trajectory.obs, trajectory.action, weight, jax.lax.stop_gradient(target))
+    samples = (trajectory.obs, trajectory.action, jax.lax.stop_gradient(target))
 
-    def objective(params, obs, action, weight, target, valid):
+    def objective(params, obs, action, target, valid):
         error = predict(params, obs, action) - target
-        return -0.5 * jnp.sum(valid * weight * error**2) / num_rows
+        return -0.5 * jnp.sum(valid * error**2) / num_rows
 
     gradient = lambda samples, valid: jax.grad(objective)(params, *samples, valid)
     live = Live(trajectory.mask > 0, resolve(chunk_size))
     return Term(gradient, jax.tree.map(flatten, samples), live, like=params)
-
-
-def live_share(mask: jax.Array) -> jax.Array:
-    """What each step counts, `[N, T]`, for a mean over rows of sums over time to be `live_mean`."""
-    return (mask > 0) * len(mask) / jnp.maximum(jnp.sum(mask), 1)
 
 
 def live_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
