@@ -7,8 +7,10 @@ the same on one device. Configurations come in three kinds: seeds of one
 configuration; numbers that differ and learn alike; and learning rates over four decades, most of
 which hardly learn, so that short episodes and long ones are stepped side by side.
 
-Each program trains from the start, update by update in turn with the others; a round is a whole
-training, and its throughput is all live steps over all seconds. Memory is XLA's analysis.
+Each program trains from the start, call by call in turn with the others; a round is a whole
+training, and its throughput is all live steps over all seconds. A call makes one update, as is the
+default, or several (`updates_per_call`): devices that share out runs wait for each other after each
+call, those that share out environments at each update. Memory is XLA's analysis.
 
     python -m benchmarks.sweep             # all of it
     python -m benchmarks.sweep --smoke     # tiny, to see that it runs; writes nothing
@@ -28,7 +30,8 @@ KINDS = (
     "sweep, alike",
     "sweep, four decades",
 )
-SETTINGS = {"runs": 64, "environments_a_run": 64, "updates": 12}
+SETTINGS = {"runs": 64, "environments_a_run": 64, "updates": 12, "updates_a_call": [1, 4]}
+SMOKE = {"runs": 4, "environments_a_run": 2, "updates": 2, "updates_a_call": [1, 2]}
 
 
 class Program(NamedTuple):
@@ -89,17 +92,17 @@ def sweeps(kinds: dict[str, list[Any]], devices: Any) -> dict[str, Program]:
     return {kind: of(configs) for kind, configs in kinds.items()}
 
 
-def round_of(programs: dict[str, Program], num_updates: int) -> dict[str, float]:
-    """Live steps a second of each program over a whole training, update by update in turn."""
+def round_of(programs: dict[str, Program], num_updates: int, at_once: int = 1) -> dict[str, float]:
+    """Live steps a second of each program over a training of so many updates a call, in turn."""
     import jax
     import numpy as np
 
     states = {kind: trainer.init(inputs) for kind, (trainer, inputs, _) in programs.items()}
     steps, seconds = dict.fromkeys(programs, 0), dict.fromkeys(programs, 0.0)
-    for _ in range(num_updates):
+    for _ in range(num_updates // at_once):
         for kind, (trainer, inputs, _) in programs.items():
             begun = time.perf_counter()
-            states[kind], metrics = trainer.train(inputs, states[kind], num_steps=1)
+            states[kind], metrics = trainer.train(inputs, states[kind], num_steps=at_once)
             taken = np.sum(jax.device_get(metrics["env_steps"]), dtype=np.int64)
             seconds[kind] += time.perf_counter() - begun
             steps[kind] += int(taken)
@@ -108,7 +111,7 @@ def round_of(programs: dict[str, Program], num_updates: int) -> dict[str, float]
 
 def measure(smoke: bool) -> list[kept.Row]:
     """Throughput of all kinds, and its ratio to that of one run."""
-    num, num_episodes, num_updates = (4, 2, 2) if smoke else SETTINGS.values()
+    num, num_episodes, num_updates, sizes = (SMOKE if smoke else SETTINGS).values()
     devices = machine.devices()  # before anything uses JAX
     configs = {kind: configurations(kind, num, num_episodes, num_updates) for kind in KINDS}
     (config,) = configs.pop(KINDS[0])
@@ -117,19 +120,22 @@ def measure(smoke: bool) -> list[kept.Row]:
         KINDS[1]: one_run(*configs.pop(KINDS[1]), devices[:1]),
         **sweeps(configs, devices),
     }
-    round_of(programs, 1)
-    found = [round_of(programs, num_updates) for _ in range(1 if smoke else 5)]
-    return [
-        kept.row(
-            {"program": kind},
-            {
-                "steps_per_second": [each[kind] for each in found],
-                "ratio": [each[kind] / each[KINDS[0]] for each in found],
-                "bytes": [programs[kind].memory],
-            },
-        )
-        for kind in KINDS
-    ]
+    rows = []
+    for at_once in sizes:
+        round_of(programs, at_once, at_once)
+        found = [round_of(programs, num_updates, at_once) for _ in range(1 if smoke else 5)]
+        rows += [
+            kept.row(
+                {"program": kind, "updates_a_call": at_once},
+                {
+                    "steps_per_second": [each[kind] for each in found],
+                    "ratio": [each[kind] / each[KINDS[0]] for each in found],
+                    "bytes": [programs[kind].memory],
+                },
+            )
+            for kind in KINDS
+        ]
+    return rows
 
 
 if __name__ == "__main__":
