@@ -7,10 +7,10 @@ the same on one device. Configurations come in three kinds: seeds of one
 configuration; numbers that differ and learn alike; and learning rates over four decades, most of
 which hardly learn, so that short episodes and long ones are stepped side by side.
 
-Each program trains from the start, call by call in turn with the others; a round is a whole
-training, and its throughput is all live steps over all seconds. A call makes one update, as is the
-default, or several (`updates_per_call`): devices that share out runs wait for each other after each
-call, those that share out environments at each update. Memory is XLA's analysis.
+Each program trains from the start, in turn with the others; a round is a whole training, and its
+throughput is all live steps over all seconds. A call makes one update, as is the default, or
+several (`updates_per_call`): devices that share out runs wait for each other every other call,
+those that share out environments at each update. Memory is XLA's analysis.
 
     python -m benchmarks.sweep             # all of it
     python -m benchmarks.sweep --smoke     # tiny, to see that it runs; writes nothing
@@ -95,18 +95,18 @@ def sweeps(kinds: dict[str, list[Any]], devices: Any) -> dict[str, Program]:
 def round_of(programs: dict[str, Program], num_updates: int, at_once: int = 1) -> dict[str, float]:
     """Live steps a second of each program over a training of so many updates a call, in turn."""
     import jax
-    import numpy as np
 
-    states = {kind: trainer.init(inputs) for kind, (trainer, inputs, _) in programs.items()}
-    steps, seconds = dict.fromkeys(programs, 0), dict.fromkeys(programs, 0.0)
-    for _ in range(num_updates // at_once):
-        for kind, (trainer, inputs, _) in programs.items():
-            begun = time.perf_counter()
-            states[kind], metrics = trainer.train(inputs, states[kind], num_steps=at_once)
-            taken = np.sum(jax.device_get(metrics["env_steps"]), dtype=np.int64)
-            seconds[kind] += time.perf_counter() - begun
-            steps[kind] += int(taken)
-    return {kind: steps[kind] / seconds[kind] for kind in programs}
+    from pgjax.lab import advance
+
+    speeds = {}
+    for kind, (trainer, inputs, _) in programs.items():
+        waits = kind.startswith("one run")  # as `pgjax train` does for the end of each call
+        start = jax.block_until_ready(advance.begin(trainer, inputs))
+        sizes = [at_once] * (num_updates // at_once)
+        begun = time.perf_counter()
+        *_, (end, _) = advance.calls(trainer, inputs, start, sizes, hold=lambda waits=waits: waits)
+        speeds[kind] = int(end.env_steps.sum()) / (time.perf_counter() - begun)
+    return speeds
 
 
 def measure(smoke: bool) -> list[kept.Row]:

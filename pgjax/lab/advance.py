@@ -1,11 +1,15 @@
-"""How far runs have come, and one compiled call further."""
+"""How far runs have come, and compiled calls further."""
 
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from pgjax.lab.config import Config
 from pgjax.lab.experiment import Experiment, Inputs
+from pgjax.score import Metrics
 from pgjax.train import TrainState
 
 
@@ -13,7 +17,7 @@ class Progress(NamedTuple):
     """How far runs have come; arrays lead with an axis of runs."""
 
     update: int
-    state: TrainState
+    state: Any  # a `TrainState`; None where `calls` has begun the next call with it
     env_steps: np.ndarray  # [R] int64
     skipped: np.ndarray  # [R] updates whose gradient was not finite
 
@@ -33,13 +37,47 @@ def call(
       How far the runs are then, and their metrics, `[R, num_updates]` each; `env_steps` and
       `skipped` count from the start of a run.
     """
-    state, metrics = experiment.train(inputs, before.state, num_steps=num_updates)
-    metrics = jax.device_get(metrics)
-    env_steps = before.env_steps[:, None] + np.cumsum(metrics["env_steps"], axis=1, dtype=np.int64)
-    skipped = before.skipped[:, None] + np.cumsum(~metrics["finite"], axis=1)
-    metrics |= {"env_steps": env_steps, "skipped": skipped}
+    return next(calls(experiment, inputs, before, [num_updates]))
+
+
+def calls(
+    experiment: Experiment,
+    inputs: Inputs,
+    before: Progress,
+    sizes: Iterable[int],
+    hold: Callable[[], Any] = lambda: False,
+) -> Iterator[tuple[Progress, dict[str, np.ndarray]]]:
+    """Compiled calls of so many updates each, in turn, as `call` gives each.
+
+    A call begins before what the last one gave is fetched, so that devices wait neither for the
+    host nor for each other. It takes the state with it, unless `hold`, asked before, says that the
+    state is wanted: then the call begins no sooner than it is asked for.
+    """
+    train = lambda state, size: experiment.train(inputs, state, num_steps=size)
+    progress, begun = before, None
+    for size, following in itertools.pairwise(itertools.chain(sizes, [0])):
+        state, metrics = begun or train(progress.state, size)
+        begun = train(state, following) if following and not hold() else None
+        progress, found = fetch(progress, size, None if begun else state, metrics)
+        yield progress, found
+
+
+def fetch(
+    before: Progress, num_updates: int, state: TrainState | None, metrics: Metrics
+) -> tuple[Progress, dict[str, np.ndarray]]:
+    """Waits for a call, and adds what it gave to what was before."""
+    found = {name: np.asarray(x) for name, x in jax.device_get(metrics).items()}
+    env_steps = before.env_steps[:, None] + np.cumsum(found["env_steps"], axis=1, dtype=np.int64)
+    skipped = before.skipped[:, None] + np.cumsum(~found["finite"], axis=1)
+    found |= {"env_steps": env_steps, "skipped": skipped}
     after = Progress(before.update + num_updates, state, env_steps[:, -1], skipped[:, -1])
-    return after, metrics
+    return after, found
+
+
+def sizes(config: Config, update: int = 0) -> Iterator[int]:
+    """Updates of each call left: all alike, but for what remains in the last."""
+    for begun in range(update, config.num_updates, config.updates_per_call):
+        yield min(config.updates_per_call, config.num_updates - begun)
 
 
 def rows(

@@ -76,7 +76,7 @@ def start(config: Config, *, devices: int | None = None, memory_limit: int | Non
             placed, inputs = _place(config, devices, memory_limit)
             # Tracing finds what does not fit together, and compiling uses the trace again.
             own, state = placed.arguments(inputs)[0]
-            placed.over_runs.train.trace(own, state, num_steps=next(_sizes(config, 0)))
+            placed.over_runs.train.trace(own, state, num_steps=next(advance.sizes(config)))
         return placed, inputs
 
     placed, inputs = distributed.together(check)
@@ -257,14 +257,6 @@ def _compile_evaluation(run: Run) -> None:
     run.placed.compile_evaluation(run.inputs, run.config.evaluation_episodes)
 
 
-def _sizes(config: Config, update: int) -> Iterator[int]:
-    """Updates of each call left: all alike, but for what remains in the last."""
-    while update < config.num_updates:
-        size = min(config.updates_per_call, config.num_updates - update)
-        yield size
-        update += size
-
-
 @contextlib.contextmanager
 def _loggers(run: Run) -> Iterator[Callable[[loggers.Rows], None]]:
     """Opens the loggers of a run, and sends them what it has done so far."""
@@ -286,7 +278,7 @@ def _train(
     nowhere = Path(os.devnull)
     files = (run.directory.metrics, run.directory.timings) if leads else (nowhere, nowhere)
     update = 0 if run.restored is None else run.restored.update
-    size = next(_sizes(config, update), None)
+    size = next(advance.sizes(config, update), None)
     if size is not None:
         run.placed.compile_training(run.inputs, size)
     progress, saved = beginning.result(), update
@@ -295,7 +287,7 @@ def _train(
     shown = {"initial": update, "unit": "update", "file": sys.stderr, "disable": not leads}
     with records.Records(files[0]) as metrics, records.Records(files[1]) as timings:
         with tqdm(total=config.num_updates, **shown) as bar:
-            for size in _sizes(config, update):
+            for size in advance.sizes(config, update):
                 if distributed.largest(len(signals)):
                     break
                 begun = time.perf_counter()

@@ -15,7 +15,6 @@ import numpy as np
 from pgjax.lab import advance, checkpoints, directory, experiment, machine, records
 from pgjax.lab.advance import Progress
 from pgjax.lab.config import Config
-from pgjax.lab.sweep import program as programs
 from pgjax.lab.sweep.program import Program
 
 METRICS, RESULT, CHECKPOINTS = "metrics.jsonl", "result.json", "checkpoints"
@@ -65,7 +64,7 @@ def carry_out(
       where: directory of the chunk.
       indices: which runs of the sweep they are.
       observe: told of every call.
-      stopped: whether to save and leave, asked after every call.
+      stopped: whether to save and leave, once the calls that have begun are done.
       save_every: seconds between checkpoints.
 
     Returns:
@@ -77,24 +76,24 @@ def carry_out(
     inputs = jax.device_put(experiment.inputs(filled), program.sharding)
     where.mkdir(parents=True, exist_ok=True)
     progress = _begin(program, inputs, where, identity)
-    file = where / METRICS
+    before = progress.update
+    sizes = () if stopped() else advance.sizes(config, before)
     begun = saved = time.perf_counter()
-    with records.Records(file) as metrics:
-        while progress.update < config.num_updates and not stopped():
-            before = progress
-            size = programs.num_updates(config, before.update)
-            progress, found = advance.call(program.experiment, inputs, before, size)
+    hold = lambda: stopped() or time.perf_counter() - saved >= save_every
+    calls = advance.calls(program.experiment, inputs, progress, sizes, hold)
+    with records.Records(where / METRICS) as metrics:
+        for progress, found in calls:
             found = {key: values[: len(runs)] for key, values in found.items()}
             now = time.perf_counter()
-            metrics.append(_rows(found, before.update, now - begun))
-            observe(before.update, found)
-            begun = now
-            if now - saved >= save_every:
+            metrics.append(_rows(found, before, now - begun))
+            observe(before, found)
+            begun, before = now, progress.update
+            if progress.state is not None and hold():
                 checkpoints.save(where / CHECKPOINTS, progress.update, progress.state, identity)
-                saved = now
+                saved = time.perf_counter()
+                if stopped():
+                    break
     if progress.update < config.num_updates:
-        if progress.update:
-            checkpoints.save(where / CHECKPOINTS, progress.update, progress.state, identity)
         return None
     scores = final(program, inputs, progress, config)
     scores = {key: values[: len(runs)] for key, values in scores.items()}

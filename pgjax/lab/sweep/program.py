@@ -89,11 +89,6 @@ def fit(
         width = _even(num_runs, max(narrower, len(devices)), len(devices))
 
 
-def num_updates(config: Config, update: int) -> int:
-    """Updates of the next compiled call."""
-    return min(config.updates_per_call, config.num_updates - update)
-
-
 def _even(num_runs: int, at_most: int, num_devices: int) -> int:
     """A width of at most so many runs (one a device at least) that leaves the chunks alike."""
     at_most = max(at_most // num_devices, 1) * num_devices

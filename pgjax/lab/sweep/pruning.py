@@ -35,7 +35,7 @@ def check(plan: Plan) -> None:
     at_once = plan.sweep.base.updates_per_call
     for group, program in zip(plan.groups, plan.programs, strict=True):
         _check_width(program, plan.sweep.base.seeds)
-        num, size = group.config.num_updates, programs.num_updates(group.config, 0)
+        num, size = group.config.num_updates, next(advance.sizes(group.config))
         if num % size or (at_once > 1 and isinstance(plan.sweep.axes.get("num_updates"), Range)):
             # Trials of one program are at different updates: no call can end early for one.
             raise ValueError(
@@ -106,7 +106,7 @@ class Pool:
     def step(self) -> list[tuple[Place, dict[str, np.ndarray]]]:
         """One compiled call, for all places; what those that are taken gave."""
         assert self._progress is not None
-        size = programs.num_updates(self._config, 0)
+        size = next(advance.sizes(self._config))
         self._progress, found = advance.call(
             self._program.experiment, self._inputs, self._progress, size
         )

@@ -20,27 +20,28 @@ def carried(monkeypatch, tmp_path):
 
     def carry_out(sweep, **limits):
         plan = plans.make(sweep, devices=jax.local_devices()[:1], **limits)
-        found, original = {}, advance.call
+        found, original = {}, advance.calls
         for number, chunk in enumerate(plan.chunks()):
             last = []
 
-            def call(*args, last=last):
-                progress, metrics = original(*args)
-                last[:] = [jax.device_get(jax.tree.leaves(_plain(progress.state)))]
-                return progress, metrics
+            def calls(*args, last=last):
+                for progress, metrics in original(*args):
+                    last[:] = [progress.state]
+                    yield progress, metrics
 
             with monkeypatch.context() as patch:
-                patch.setattr(advance, "call", call)
+                patch.setattr(advance, "calls", calls)
                 result = chunks.carry_out(
                     plan.programs[chunk.group],
                     plan.configs(chunk.runs),
                     tmp_path / f"chunk-{len(list(tmp_path.iterdir()))}-{number}",
                     indices=chunk.runs,
                 )
+            leaves = jax.device_get(jax.tree.leaves(_plain(last[0])))
             for place, (index, seed) in enumerate(chunk.runs):
                 values = tuple(plan.configurations[index].values())
                 found[(*values, seed)] = (
-                    [leaf[place].tobytes() for leaf in last[0]],
+                    [leaf[place].tobytes() for leaf in leaves],
                     {name: curve[place] for name, curve in result.curves.items()},
                     {name: numbers[place] for name, numbers in result.final.items()},
                 )
@@ -137,7 +138,7 @@ def test_what_diverges_is_flagged_and_harms_no_neighbour(changed, carried, rate,
 def one(changed, tmp_path):
     """A chunk of two runs in a program of three, as a function of where it may be stopped."""
     plan = plans.make(
-        changed({"learning_rate": (0.03, 0.1)}, num_updates=6),
+        changed({"learning_rate": (0.03, 0.1)}, num_updates=12),
         devices=jax.local_devices()[:1],
         at_once=3,
     )
@@ -167,16 +168,17 @@ def contents(result):
 
 def test_a_chunk_that_is_narrower_than_its_program_can_be_stopped_at_any_call(one, tmp_path):
     whole = one("whole")
-    assert whole.curves["return"].shape == (2, 6) and whole.runs == [(0, 0), (1, 1)]
+    assert whole.curves["return"].shape == (2, 12) and whole.runs == [(0, 0), (1, 1)]
     assert sorted(x.name for x in (tmp_path / "whole").iterdir()) == [
         "metrics.jsonl",
         "result.json",
     ]
     assert one("stopped", calls=0) is None
     for _ in range(2):
+        # Besides the call that is waited for, the next one is under way.
         assert one("stopped", calls=1) is None
         assert chunks.read(tmp_path / "stopped") is None
-    assert checkpoints.updates(tmp_path / "stopped" / "checkpoints") == [4, 2]
+    assert checkpoints.updates(tmp_path / "stopped" / "checkpoints") == [8, 4]
     assert contents(one("stopped")) == contents(whole)
 
 
@@ -205,7 +207,7 @@ DAMAGE = {
     "holed": _lines(lambda lines: [lines[0], *lines[2:]]),
     "no record": _lines(lambda lines: ["[]\n", *lines[1:]]),
     "no update": _lines(lambda lines: ["{}\n", *lines[1:]]),
-    "no metric": _lines(lambda lines: [*lines[:-1], '{"update": 4}\n']),
+    "no metric": _lines(lambda lines: [*lines[:-1], '{"update": 6}\n']),
     "gone": lambda where: (where / "metrics.jsonl").unlink(),
 }
 

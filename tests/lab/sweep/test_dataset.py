@@ -112,7 +112,7 @@ def test_it_says_what_it_is(undisturbed):
     assert set(json.loads(attributes["versions"])) >= {"pgjax", "jax", "numpy"}
     assert attributes["device"].endswith("(cpu)")
     fields = yaml.safe_load(attributes["config"])
-    assert fields["env"] == "ShortCorridor" and fields["num_updates"] == 4
+    assert fields["env"] == "ShortCorridor" and fields["num_updates"] == 6
     assert "learning_rate" not in fields
     with xr.open_dataset(store.dataset) as opened:
         xr.testing.assert_identical(opened.load(), found)

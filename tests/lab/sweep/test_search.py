@@ -222,7 +222,7 @@ def test_a_search_compiles_its_training_once_a_group(tmp_path, caplog, prune, gr
         ),  # asked for, and not known whose it is
         ("random", optuna.trial.Trial, "_suggest", 4, True),  # asked for in part
         pytest.param("tpe", study, "ask", 2, False, marks=pytest.mark.slow),
-        ("cmaes", advance, "call", 8, False),  # amid the second batch
+        ("cmaes", advance, "fetch", 8, False),  # amid the second batch
         pytest.param(
             *("tpe", chunks, "final", 2, True), marks=pytest.mark.slow
         ),  # all its updates are made
@@ -275,7 +275,7 @@ def test_a_resumed_search_is_as_wide_as_it_was(tmp_path, monkeypatch):
 
 
 def test_a_signal_stops_a_search_and_it_goes_on(undisturbed, tmp_path, monkeypatch, capsys):
-    original, calls = advance.call, []
+    original, calls = advance.fetch, []
 
     def interrupting(*args):
         calls.append(args)
@@ -285,7 +285,7 @@ def test_a_signal_stops_a_search_and_it_goes_on(undisturbed, tmp_path, monkeypat
 
     sweep = made(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(advance, "call", interrupting)
+        patch.setattr(advance, "fetch", interrupting)
         started = begun(sweep)
         assert search.follow(started) == signal.SIGTERM
     assert f"continue with: pgjax sweep --resume {started.store.path}\n" in capsys.readouterr().out
@@ -325,7 +325,7 @@ def test_pruning_changes_no_curve(pruned, tmp_path):
 @pytest.mark.parametrize(
     ("module", "name", "call", "before"),
     [
-        (advance, "call", 9, False),
+        (advance, "fetch", 9, False),
         (study, "is_bad", 12, False),
         pytest.param(
             *(chunks, "write", 3, False), marks=pytest.mark.slow

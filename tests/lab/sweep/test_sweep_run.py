@@ -74,10 +74,10 @@ def test_a_sweep_leaves_what_it_says(undisturbed):
     ("module", "name", "call", "before"),
     [
         (directory, "make", 1, False),  # nothing was carried out
-        (advance, "call", 4, False),  # updates were made, their records were not written
+        (advance, "fetch", 4, False),  # updates were made, their records were not written
         (records.Records, "append", 2, False),  # their records were, the checkpoint was not
         (checkpoints, "_seal", 2, False),  # the checkpoint is written, but not in its place
-        (checkpoints, "save", 6, False),  # all updates are done, the evaluation is not
+        (checkpoints, "save", 9, False),  # all updates are done, the evaluation is not
         (chunks, "_conclude", 1, True),
         (chunks, "_conclude", 2, False),  # there are results, and checkpoints still
         (dataset, "enter", 2, True),  # there are results, they are not entered
@@ -102,19 +102,19 @@ def test_a_killed_sweep_ends_as_if_never_killed(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_the_last_call_and_says_how_to_go_on(
+def test_a_signal_saves_what_is_under_way_and_says_how_to_go_on(
     undisturbed, sweep, begin, monkeypatch, capsys, carried, number
 ):
-    original, calls = advance.call, []
+    original, calls = advance.fetch, []
 
     def interrupting(*args):
         calls.append(args)
-        if len(calls) == 3:  # the first of the second chunk
+        if len(calls) == 4:  # the first of the second chunk; the next is under way
             signal.raise_signal(number)
         return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(advance, "call", interrupting)
+        patch.setattr(advance, "fetch", interrupting)
         started = begin(sweep, at_once=2)
         assert run.follow(started) == number
     path = started.store.path
@@ -123,7 +123,7 @@ def test_a_signal_saves_the_last_call_and_says_how_to_go_on(
     assert f"continue with: pgjax sweep --resume {path}\n" in out
     assert dataset.load(path)["finished"].sum() == 2
     (unfinished,) = started.store.chunks.glob("*/checkpoints")
-    assert checkpoints.updates(unfinished) == [2]
+    assert checkpoints.updates(unfinished) == [4]
     carried.clear()
     assert run.follow(run.resume(path)) is None
     assert carried == [[(1, 0), (1, 1)], [(2, 0), (2, 1)]]
