@@ -14,7 +14,7 @@ from pgjax.lab.sweep import program as programs
 from pgjax.lab.sweep.settings import OPTIONS
 
 TINY = (
-    "--env ShortCorridor --policy tabular --horizon 12 --num-episodes 4 --num-updates 4 "
+    "--env ShortCorridor --policy tabular --horizon 12 --num-episodes 4 --num-updates 6 "
     "--updates-per-call 2 --evaluation-episodes 5 --seeds 2 --learning-rate 0.03,0.1,0.3 "
     "--at-once 2"
 ).split()
@@ -176,7 +176,8 @@ def test_a_sweep_from_beginning_to_end(capsys, elsewhere, monkeypatch, undisturb
     def interrupting(*args, observe, **kwargs):
         def observing(update, found):
             observe(update, found)
-            signal.raise_signal(signal.SIGTERM)
+            if not update:  # a second signal would end the process
+                signal.raise_signal(signal.SIGTERM)
 
         return original(*args, observe=observing, **kwargs)
 
