@@ -15,11 +15,9 @@ from benchmarks import pgjax_ppo, rounds, training
 from pgjax import backends, environments, estimators, gradients, policies, rollout, train
 from pgjax.estimators import Estimator, Hyper
 from pgjax.gradients.policy import both_parts
+from pgjax.gradients.samples import READ
 from pgjax.policies import Policy
 from pgjax.score import StatefulGradientFn
-
-READ = ("obs", "action", "reward", "terminated", "truncated", "mask")
-"""What the update reads of every step, and the plain program keeps."""
 
 
 def window_gradient(
@@ -47,7 +45,7 @@ def window_gradient(
             params,
             rows,
             horizon=horizon,
-            fields=READ,
+            fields=READ,  # what the plain program keeps
             mesh=mesh,
         )
         gradient, _ = both_parts(

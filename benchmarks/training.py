@@ -8,6 +8,7 @@ import optax
 
 from benchmarks.devices import DEVICES
 from pgjax import backends, environments, estimators, gradients, policies, rollout, sharding, train
+from pgjax.gradients.samples import READ
 
 ENDLESS = {
     "theta_threshold_radians": 1e9,
@@ -131,7 +132,14 @@ def trajectory_bytes(setting: Setting) -> int:
         if setting.rows == "segments":
             rows = rollout.start(key, env, env_params, policy, num_rows=setting.num_rows)
             return rollout.segments(
-                key, env, env_params, policy, params, rows, horizon=setting.horizon
+                key,
+                env,
+                env_params,
+                policy,
+                params,
+                rows,
+                horizon=setting.horizon,
+                fields=(*READ, "final_obs"),
             )[0]
         return rollout.episodes(
             key,
@@ -141,6 +149,7 @@ def trajectory_bytes(setting: Setting) -> int:
             params,
             num_episodes=setting.num_rows,
             horizon=setting.horizon,
+            fields=READ,
         )
 
     shapes = jax.eval_shape(roll, jax.random.key(0))

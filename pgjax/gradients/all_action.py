@@ -16,7 +16,6 @@ from pgjax.gradients.policy import (
     check_counts,
     entropy_bonus,
     episode_means,
-    episode_metrics,
     policy_part,
 )
 from pgjax.gradients.samples import accumulate, evaluate, policy_samples
@@ -94,16 +93,18 @@ def all_action_gradient(
         counts = visits(state_weighting, trajectory, hyper)[:, :, None]
         weight = jnp.where(trajectory.mask[:, :, None] > 0, counts * q, 0)
         bonus = entropy_bonus(state_weighting, trajectory, hyper)
-        scored = lambda distribution, action: _probs(distribution, num_actions)
+        scored = lambda distribution: _probs(distribution, num_actions)
         term = ascent(params, trajectory, weight, bonus, policy, chunk_size, scored=scored)
-        return accumulate(term)[0]
+        ((gradient, _),) = accumulate(term)
+        return gradient
 
     def gradient_fn(key, params):
         own = policy_part(params, action_value_function)
         trajectory = rollout.episodes(
             key, env, env_params, policy, own, num_episodes=num_episodes, horizon=horizon
         )
-        metrics = episode_metrics(episode_means(trajectory, hyper), horizon)
+        metrics = episode_means(trajectory, hyper)
+        metrics["entropy"] = -live_mean(trajectory.log_prob, trajectory.mask)
         if action_values is not None:
             return ascend(own, trajectory, action_values(own, trajectory)), metrics
         assert action_value_function is not None

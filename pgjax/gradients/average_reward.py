@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from pgjax import baselines, checks, estimators, rollout
 from pgjax.estimators import Estimator, Hyper
 from pgjax.gradients.policy import both_parts, check_counts, check_estimator, policy_part
-from pgjax.gradients.value import live_mean
+from pgjax.gradients.samples import READ
 from pgjax.policies import Policy, ValueFunction
 from pgjax.rollout import Rows, Trajectory
 from pgjax.score import StatefulGradientFn
@@ -198,7 +198,10 @@ def _window_gradient(
 
     def play(key, params, rows):
         own = policy_part(params, value_function)
-        return rollout.segments(key, env, env_params, policy, own, rows, horizon=horizon)
+        fields = (*READ, "final_obs")
+        return rollout.segments(
+            key, env, env_params, policy, own, rows, horizon=horizon, fields=fields
+        )
 
     def init(key, params):
         start_key, window_key = jax.random.split(key)
@@ -214,7 +217,6 @@ def _window_gradient(
             "eta": state.eta,
             "ends": _num_ends(trajectory, rows),
             "env_steps": jnp.int32(trajectory.mask.size),
-            "entropy": -live_mean(trajectory.log_prob, trajectory.mask),
         }
         if renewal:
             trajectory = _one_chain(trajectory, rows)

@@ -13,11 +13,10 @@ from pgjax.gradients.policy import (
     check_counts,
     check_estimator,
     episode_means,
-    episode_metrics,
     expand,
     policy_part,
 )
-from pgjax.gradients.samples import Term, accumulate, policy_samples
+from pgjax.gradients.samples import READ, Term, accumulate, policy_samples
 from pgjax.gradients.value import visits
 from pgjax.policies import Params, Policy, ValueFunction
 from pgjax.rollout import Trajectory
@@ -91,7 +90,14 @@ def natural_gradient(
     def gradient_fn(key, params):
         own = policy_part(params, value_function)
         trajectory = rollout.episodes(
-            key, env, env_params, policy, own, num_episodes=num_episodes, horizon=horizon
+            key,
+            env,
+            env_params,
+            policy,
+            own,
+            num_episodes=num_episodes,
+            horizon=horizon,
+            fields=READ,
         )
         gradient, metrics = both_parts(
             params,
@@ -109,7 +115,7 @@ def natural_gradient(
         natural, residual = conjugate_gradients(
             damped, policy_part(gradient, value_function), num_iterations
         )
-        metrics = episode_metrics(metrics, horizon) | {"residual": residual}
+        metrics |= {"residual": residual}
         if value_function is None:
             return natural, metrics
         return gradient | {"policy": natural}, metrics

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from pgjax import batching, checks, estimators, rollout, score, sharding
 from pgjax.distributions import Distribution
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.samples import Term, accumulate, policy_samples
+from pgjax.gradients.samples import READ, Term, accumulate, policy_samples
 from pgjax.gradients.value import (
     make_steps,
     regression,
@@ -69,7 +69,8 @@ def trajectory_gradient(
     weight = estimators.psi(estimator, steps, hyper)
     bonus = entropy_bonus(estimator.state_weighting, trajectory, hyper)
     term = ascent(params, trajectory, weight, bonus, policy, chunk_size, policy_state)
-    return accumulate(term)[0]
+    ((gradient, _),) = accumulate(term)
+    return gradient
 
 
 def policy_gradient(
@@ -128,9 +129,10 @@ def policy_gradient(
             policy_part(params, value_function),
             num_episodes=num_episodes,
             horizon=horizon,
+            fields=READ,
             mesh=mesh,
         )
-        gradient, metrics = both_parts(
+        return both_parts(
             params,
             trajectory,
             policy,
@@ -141,7 +143,6 @@ def policy_gradient(
             mesh=mesh,
             means=episode_means,
         )
-        return gradient, episode_metrics(metrics, horizon)
 
     return gradient_fn
 
@@ -167,6 +168,10 @@ def both_parts(
 
     Weights are made of the whole batch; what goes through a network, of each device's own rows.
     Devices wait for each other once, with the gradient and `means`, what else is one over rows.
+
+    Returns:
+      The gradient; and `entropy` (minus the mean log-probability of the actions taken), with values
+      `value_loss`, and `means`.
     """
 
     def value_row(params, trajectory):
@@ -175,11 +180,15 @@ def both_parts(
 
     def climb(whole, trajectory, weight, bonus, policy_state, value, target):
         params, hyper = whole
-        told = {} if means is None else means(trajectory, hyper)
+        of_row = lambda x: jnp.mean(jnp.sum(x, axis=1))
+        told = {"live": of_row(trajectory.mask)}
+        if means is not None:
+            told |= means(trajectory, hyper)
         own = policy_part(params, value_function)
         of_policy = ascent(own, trajectory, weight, bonus, policy, chunk_size, policy_state)
         if value_function is None:
-            return accumulate(of_policy)[0], told
+            ((gradient, log_prob),) = accumulate(of_policy)
+            return gradient, told | {"log_prob": log_prob}
         apply = values_of_batch(value_function)
         predict = lambda params, obs, action: apply(params, obs)
         of_value = regression(params["value"], trajectory, target, predict, chunk_size)
@@ -187,10 +196,10 @@ def both_parts(
             uphill = accumulate(of_policy) + accumulate(of_value)
         else:
             uphill = accumulate(of_policy, of_value)
+        (gradient, log_prob), downhill = uphill
         error = jnp.where(trajectory.mask > 0, value - target, 0)
-        of_row = lambda x: jnp.mean(jnp.sum(x, axis=1))
-        told |= {"value_loss": 0.5 * of_row(error**2), "live": of_row(trajectory.mask)}
-        return dict(zip(("policy", "value"), uphill, strict=True)), told
+        told |= {"log_prob": log_prob, "value_loss": 0.5 * of_row(error**2)}
+        return {"policy": gradient, "value": downhill}, told
 
     def parts(params, trajectory, hyper, policy_state):
         value = next_value = target = None
@@ -205,19 +214,15 @@ def both_parts(
         gradient, told = together(
             (params, hyper), trajectory, weight, bonus, policy_state, value, target
         )
-        if value_function is None:
-            return gradient, told
         # Of sums over time, means over live steps.
         live = jnp.maximum(told.pop("live"), 1 / len(trajectory.mask))
-        gradient["value"] = jax.tree.map(lambda x: x / live, gradient["value"])
-        return gradient, told | {"value_loss": told["value_loss"] / live}
+        told["entropy"] = -told.pop("log_prob") / live
+        if value_function is not None:
+            gradient["value"] = jax.tree.map(lambda x: x / live, gradient["value"])
+            told["value_loss"] /= live
+        return gradient, told
 
     return batching.one_at_a_time(parts)(params, trajectory, hyper, policy_state)
-
-
-def log_prob_taken(distribution: Distribution, action: jax.Array) -> jax.Array:
-    """Log-probability of the action taken."""
-    return distribution.log_prob(action)
 
 
 def ascent(
@@ -228,9 +233,12 @@ def ascent(
     policy: Policy,
     chunk_size: int | None,
     policy_state: Any = None,
-    scored: Callable[[Distribution, jax.Array], jax.Array] = log_prob_taken,
+    scored: Callable[[Distribution], jax.Array] | None = None,
 ) -> Term:
     """Gradient of 1/N sum_i sum_t (weight_it scored_it + bonus_it H(pi(. | s_it))), to be summed.
+
+    With it 1/N sum_i sum_t log pi(a_it | s_it), which costs nothing here: what collects samples
+    would have to normalise their distributions for it.
 
     Args:
       params: the policy's parameters.
@@ -240,7 +248,8 @@ def ascent(
       policy: the policy that acted.
       chunk_size: samples whose activations are held at a time; None takes what suits the device.
       policy_state: `[N, ...]` where the policy's memory starts; None for its initial state.
-      scored: `(distribution, action)` to what is weighed, shaped like `weight`.
+      scored: of a distribution, what is weighed, shaped like `weight`; None for the log-probability
+        of the action taken.
     """
     samples, live, distributions = policy_samples(
         policy, trajectory, (weight, bonus), chunk_size, policy_state
@@ -250,15 +259,18 @@ def ascent(
     def objective(params, samples, valid):
         weight, bonus = samples.extra
         distribution = distributions(params, samples)
+        log_prob = distribution.log_prob(samples.action)
         share = len(weight) / num_rows  # the surrogate means over the chunk, we over all rows
         shared = share * expand(valid, weight) * weight
-        uphill = score.surrogate(scored(distribution, samples.action), shared)
+        uphill = score.surrogate(log_prob if scored is None else scored(distribution), shared)
         if bonus is not None:
             uphill += jnp.sum(expand(valid, bonus) * bonus * distribution.entropy()) / num_rows
-        return uphill
+        counts = valid if samples.live is None else valid[:, None] * samples.live
+        return uphill, jnp.sum(counts * log_prob) / num_rows
 
-    gradient = lambda samples, valid: jax.grad(objective)(params, samples, valid)
-    return Term(gradient, samples, live, like=params)
+    gradient = lambda samples, valid: jax.grad(objective, has_aux=True)(params, samples, valid)
+    like = (params, jnp.zeros((), trajectory.mask.dtype))
+    return Term(gradient, samples, live, like)
 
 
 def entropy_bonus(state_weighting: str, trajectory: Trajectory, hyper: Hyper) -> jax.Array | None:
@@ -269,27 +281,17 @@ def entropy_bonus(state_weighting: str, trajectory: Trajectory, hyper: Hyper) ->
 
 
 def episode_means(trajectory: Trajectory, hyper: Hyper) -> Metrics:
-    """What `episode_metrics` are made of: means over rows of sums over time, and `env_steps`."""
-    mask, reward = trajectory.mask, trajectory.reward
+    """What `policy_gradient` tells of its episodes: means over rows, and `env_steps`."""
+    reward = trajectory.reward
     discount = jnp.asarray(hyper.discount, reward.dtype) ** jnp.arange(reward.shape[1])
-    length = jnp.sum(mask, axis=1)
+    length = jnp.sum(trajectory.mask, axis=1)
     sums = {
         "return": jnp.sum(reward, axis=1),
         "discounted_return": reward @ discount,
         "episode_length": length,
-        "log_prob": jnp.sum(jnp.where(mask > 0, trajectory.log_prob, 0), axis=1),
+        "live_fraction": length / reward.shape[1],
     }
     return jax.tree.map(jnp.mean, sums) | {"env_steps": jnp.sum(length.astype(jnp.int32))}
-
-
-def episode_metrics(means: Metrics, horizon: int) -> Metrics:
-    """What `policy_gradient` tells of its episodes."""
-    log_prob, length = means["log_prob"], means["episode_length"]
-    others = {name: x for name, x in means.items() if name != "log_prob"}
-    return others | {
-        "live_fraction": length / horizon,
-        "entropy": -log_prob / jnp.where(length > 0, length, 1),
-    }
 
 
 def check_counts(**counts: int | None) -> None:

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from pgjax import backends, chunks
 from pgjax.distributions import Distribution
 from pgjax.policies import Params, Policy
-from pgjax.rollout import Trajectory
+from pgjax.rollout import STEP_FIELDS, Trajectory
 
+READ = tuple(name for name in STEP_FIELDS if name != "log_prob")
+"""What a gradient reads of every step; log-probabilities it computes itself."""
 PLAIN = 16
 """Chunks that are added as they are, few beside the terms that each has summed itself: compensation
 takes time, and not every chunk needs it."""
@@ -31,6 +33,7 @@ class Samples(NamedTuple):
     boundary: jax.Array  # [B] or [B, T]
     action: jax.Array  # [B, ...] or [B, T, ...]
     extra: Any  # whatever else goes with each step
+    live: jax.Array | None = None  # [B, T] mask of rows
 
 
 class Term(NamedTuple):
@@ -123,7 +126,9 @@ def policy_samples(
     )
     if jax.tree.leaves(samples.policy_state):
         fill = lambda tree: jax.tree.map(lambda x: repeat_first(x, mask), tree)
-        samples = samples._replace(obs=fill(samples.obs), action=fill(samples.action))
+        samples = samples._replace(
+            obs=fill(samples.obs), action=fill(samples.action), live=trajectory.mask
+        )
         live = Live(mask[:, 0], max(1, resolve(chunk_size) // mask.shape[1]))
         unroll = jax.vmap(policy.unroll, (None, 0, 0, 0))
     else:

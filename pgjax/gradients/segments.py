@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from pgjax import baselines, checks, estimators, rollout, sharding
 from pgjax.estimators import Estimator, Hyper
 from pgjax.gradients.policy import both_parts, check_counts, check_estimator, policy_part
-from pgjax.gradients.value import live_mean
+from pgjax.gradients.samples import READ
 from pgjax.policies import Policy, ValueFunction
 from pgjax.rollout import Rows, Trajectory
 from pgjax.score import Metrics, StatefulGradientFn
@@ -109,7 +109,15 @@ def segment_gradient(
     def step(key, params, state):
         own = policy_part(params, value_function)
         trajectory, rows = rollout.segments(
-            key, env, env_params, policy, own, state.rows, horizon=horizon, mesh=mesh
+            key,
+            env,
+            env_params,
+            policy,
+            own,
+            state.rows,
+            horizon=horizon,
+            fields=(*READ, "final_obs"),
+            mesh=mesh,
         )
         gradient, metrics = both_parts(
             params,
@@ -127,7 +135,6 @@ def segment_gradient(
         metrics |= ended | {
             "ends": jnp.sum(ends, dtype=jnp.int32),
             "env_steps": jnp.int32(trajectory.mask.size),
-            "entropy": -live_mean(trajectory.log_prob, trajectory.mask),
         }
         return gradient, SegmentState(rows, under_way, ended), metrics
 
