@@ -48,7 +48,8 @@ def fold_each(
     spare: int | None = None,
 ) -> list[Any]:
     """`fold` of each of some functions, for which the live entries are looked for once."""
-    live = jnp.ravel(mask)
+    # XLA would count through a mask that it knows, for seconds, while it compiles.
+    live = jax.lax.optimization_barrier(jnp.ravel(mask))
     sizes = sorted({min(size, live.size) for size in sizes}, reverse=True)
     num = min(SLAB * sizes[0], live.size)
 
@@ -77,6 +78,8 @@ def fold_each(
 
         return list(map(fold_one, functions, carries))
 
+    if num == live.size:
+        return fold_slab(0, inits)
     return jax.lax.fori_loop(0, -(-live.size // num), fold_slab, list(inits))
 
 
