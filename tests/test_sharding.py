@@ -10,11 +10,13 @@ import pytest
 from pgjax import environments, estimators, gradients, policies, rollout, sharding
 
 ON_MANY_DEVICES = """
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pgjax import environments, estimators, gradients, policies, sharding
+from pgjax import audit, environments, estimators, gradients, policies, sharding
 
 env, env_params = environments.make("CartPole-v1")
 policy = policies.make("mlp", env, env_params, hidden=(8,))
@@ -76,6 +78,27 @@ with jax.enable_x64(False):
     both = lambda _, rows: (jnp.sum(rows), jnp.mean(rows % 8))
     total, mean = jax.jit(sharding.over_rows(both, mesh, mean=True))((), rows)
     assert (total.dtype, int(total), float(mean)) == (rows.dtype, 2**30 + 28, 3.5)
+
+# An audit compiles its program once, wherever what it has summed so far lies.
+messages, handler = [], logging.Handler()
+handler.emit = lambda record: messages.append(record.getMessage())
+logging.getLogger("jax").addHandler(handler)
+with jax.log_compiles():
+    found, expected = (
+        audit.audit(
+            key,
+            params["policy"],
+            gradients.policy_gradient(
+                env, env_params, policy, estimators.estimator(), hyper,
+                num_episodes=16, horizon=50, mesh=mesh,
+            ),
+            num_replicates=4,
+            chunk_size=1,
+        ).mean
+        for mesh in (mesh, None)
+    )
+jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-10), found, expected)
+assert sum("XLA compilation of jit(add)" in x for x in messages) == 2
 """
 
 
