@@ -28,7 +28,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import devices, kept, plain_reinforce, timing, training
 from benchmarks.training import Setting
-from pgjax import backends, cost, estimators, gradients, rollout
+from pgjax import backends, cost, estimators, gradients, rollout, stepping
 
 SQUARES = [512, 1024, 2048, 4096]
 TALL = [1024, 4096, 16384]
@@ -200,7 +200,7 @@ def bytes_of_step(setting: Setting) -> float:
     """Bytes that acting and learning read and write, by XLA's analysis of what it compiled."""
     env, env_params, policy, _ = own = training.parts(setting)
     params, _ = own.init(jax.random.key(0))
-    widths = rollout.widths(setting.num_rows)
+    widths = stepping.widths(setting.num_rows)
     steps = max(1, backends.current().chunk_size // setting.horizon) * setting.horizon
 
     def roll(num_episodes, horizon):

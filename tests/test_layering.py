@@ -15,7 +15,7 @@ LAYERS = (
     {"ahead", "backends", "checks", "cost"},
     {"batching", "sharding"},
     {"chunks"},
-    {"score", "distributions", "returns", "baselines"},
+    {"score", "distributions", "returns", "baselines", "stepping"},
     {"heads", "policies", "environments", "estimators"},
     {"rollout", "restarts"},
     {"gradients", "exact"},

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pgjax import backends, distributions, environments, policies, rollout
+from pgjax import backends, distributions, environments, policies, rollout, stepping
 
 
 def roll(name="CartPole-v1", *, num_episodes=16, horizon=100, seed=0, **kwargs):
@@ -133,18 +133,18 @@ def test_stepping_stops_when_every_row_has_ended():
     run, taken = counting(num_episodes=4, horizon=2000)
     lengths = jax.jit(run)(jax.random.key(0)).mask.sum(1)
     jax.effects_barrier()
-    assert len(taken) / 4 < lengths.max() + rollout.BLOCK
+    assert len(taken) / 4 < lengths.max() + stepping.BLOCK
     taken.clear()
     lengths = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 3)).mask.sum(2)
     jax.effects_barrier()
-    assert len(taken) / 12 < lengths.max() + rollout.BLOCK
+    assert len(taken) / 12 < lengths.max() + stepping.BLOCK
 
 
 def step_few(monkeypatch, live_rows, live_parts):
     """Lays out episodes as on a device where so many rows are stepped at a time."""
     layout = backends.CPU._replace(live_rows=live_rows, live_parts=live_parts)
     monkeypatch.setattr(backends, "current", lambda: layout)
-    monkeypatch.setattr(rollout, "LEAST_PART", 1)
+    monkeypatch.setattr(stepping, "LEAST_PART", 1)
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ def step_few(monkeypatch, live_rows, live_parts):
 )
 def test_rows_left_over_are_stepped_in_parts_unless_that_costs_more(num_rows, expected, laid_out):
     laid_out(backends.CPU)
-    assert rollout.widths(num_rows) == expected
+    assert stepping.widths(num_rows) == expected
     laid_out(backends.ACCELERATOR)
-    assert rollout.widths(num_rows) == (num_rows,)
+    assert stepping.widths(num_rows) == (num_rows,)
 
 
 @pytest.mark.parametrize("widths", [(4, 1), (8, 4)])
@@ -165,9 +165,9 @@ def test_only_live_rows_are_stepped(widths, monkeypatch):
     run, taken = counting(num_episodes=64, horizon=200)
     lengths = np.asarray(jax.jit(run)(jax.random.key(0)).mask.sum(1), int)
     jax.effects_barrier()
-    blocks = -(-lengths // rollout.SHORT_BLOCK)
-    of_rows = rollout.SHORT_BLOCK * blocks.sum()
-    filling = rollout.SHORT_BLOCK * 3 * blocks.max()
+    blocks = -(-lengths // stepping.SHORT_BLOCK)
+    of_rows = stepping.SHORT_BLOCK * blocks.sum()
+    filling = stepping.SHORT_BLOCK * 3 * blocks.max()
     assert of_rows <= len(taken) <= of_rows + filling
     assert of_rows + filling < 64 * lengths.max() / 2  # what stepping all of them would take
 
@@ -179,11 +179,11 @@ def test_few_of_many_vmapped_rows_are_stepped_by_themselves(monkeypatch):
     keys = jax.random.split(jax.random.key(0), 3)
     lengths = np.asarray(jax.jit(jax.vmap(run))(keys).mask.sum(2), int)
     jax.effects_barrier()
-    blocks = -(-lengths.max() // rollout.SHORT_BLOCK)
-    live = (lengths[..., None] > rollout.SHORT_BLOCK * np.arange(blocks)).sum(1)  # [3, blocks]
+    blocks = -(-lengths.max() // stepping.SHORT_BLOCK)
+    live = (lengths[..., None] > stepping.SHORT_BLOCK * np.arange(blocks)).sum(1)  # [3, blocks]
     whole = 64 * (live > 8).any(0)
     parts = 8 * ((live > 0) & (live <= 8)).any(0)
-    assert len(taken) == 3 * rollout.SHORT_BLOCK * (whole + parts).sum()
+    assert len(taken) == 3 * stepping.SHORT_BLOCK * (whole + parts).sum()
     assert len(taken) < 0.8 * 3 * 64 * lengths.max()  # what stepping all of them would take
 
 
@@ -220,7 +220,7 @@ def test_rows_are_the_same_however_their_steps_are_stored(horizon, widths, monke
     step_few(monkeypatch, *widths)
     found = []
     for most in (0, 10**6):  # step by step, and by blocks
-        monkeypatch.setattr(rollout, "NARROW", most)
+        monkeypatch.setattr(stepping, "NARROW", most)
         found.append(roll(num_episodes=40, horizon=horizon)[-1])
     jax.tree.map(np.testing.assert_array_equal, *found)
 

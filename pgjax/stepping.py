@@ -1,0 +1,210 @@
+"""How rows are stepped: how many side by side, in what blocks, and where their records go."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pgjax import ahead, backends, batching, chunks
+from pgjax.batching import choose
+
+BLOCK = 32
+"""Steps whose keys are made at once, and after which it is looked whether any row is live."""
+SHORT_BLOCK = 8
+"""The same where rows that have ended make room for others: until then they are stepped in vain."""
+NARROW = 128
+"""Bytes kept of a row's step up to which a block of steps is put together before it is stored, and
+what follows an action made one function: wide observations are stored at once, as they are."""
+LEAST_PART = 8
+"""Rows below which fewer of them take as long to step."""
+
+
+class Step(NamedTuple):
+    """A step of one row, in two: what a network computes, and the small operations that follow."""
+
+    act: Callable[[Any], Any]  # row -> acted
+    follow: Callable[[Any, Any, jax.Array, Any], Any]  # (row, acted, time, keys) -> (row, record)
+
+
+def widths(num_rows: int) -> tuple[int, ...]:
+    """How many of so many rows that may end are stepped side by side, and of those left over."""
+    layout = backends.current()
+    width = min(num_rows, layout.live_rows or num_rows)
+    part = width // layout.live_parts
+    # Just as many, as in the default run on two devices, would compile for half a second longer and
+    # solve their task no sooner.
+    fits = num_rows == layout.live_rows
+    return (width, part) if LEAST_PART <= part < width and not fits else (width,)
+
+
+def while_live(step: Step, rows: Any, keys: Any, horizon: int) -> tuple[Any, Any]:
+    """Rows over at most `horizon` steps, in blocks, until none is live.
+
+    Where it suits the device, rows are stepped some at a time (`widths`), and only those that are
+    live when a block begins.
+
+    Args:
+      step: of one row.
+      rows: where they stand, `[N, ...]`; the last entry is `live`.
+      keys: `[N]` each, typed.
+      horizon: T.
+
+    Returns:
+      The rows after it, and records `[N, T, ...]`, zero at steps never taken.
+    """
+    num_rows = len(rows[-1])
+    width, *parts = widths(num_rows)
+    # Vmapped rows may need both widths in one block: one part is little beside all of them.
+    spare = parts[0] if parts and width == num_rows else None
+    num_blocks = -(-horizon // (SHORT_BLOCK if backends.current().live_rows else BLOCK))
+    block = -(-horizon // num_blocks)
+    rows, records = _blank(step, rows, keys, horizon)
+
+    def play_block(loop):
+        index, rows, records = loop
+        start = index * block
+
+        def store(place, time, x, new):
+            times = time + jnp.arange(len(new))
+            return x.at[place, times].set(jnp.moveaxis(new, 0, 1), mode="drop")
+
+        def play_all(rows, records):
+            return _play(step, rows, records, keys, start, block, partial(store, slice(None)))
+
+        if width == num_rows and not parts:
+            return index + 1, *play_all(rows, records)
+
+        def play_chunk(chosen, valid, loop):
+            rows, records = loop
+            if len(chosen) == num_rows:
+                new, records = play_all(rows, records)
+                # Where nothing is valid, parts of the rows will write the same records again.
+                return choose(valid[0], new, rows), records
+            place = jnp.where(valid, chosen, num_rows)  # past the end, so dropped
+            own, own_keys = jax.tree.map(lambda x: x[chosen], (rows, keys))
+            store_own = partial(store, place[:, None])
+            own, records = _play(step, own, records, own_keys, start, block, store_own)
+            keep = lambda x, own: x.at[place].set(own, mode="drop")
+            return jax.tree.map(keep, rows, own), records
+
+        loop = (rows, records)
+        return index + 1, *chunks.fold(play_chunk, loop, rows[-1], [width, *parts], spare)
+
+    def go_on(loop):
+        index, (*_, live_rows), _ = loop
+        return (index < num_blocks) & batching.any_of_all(live_rows)
+
+    _, rows, records = jax.lax.while_loop(go_on, play_block, (jnp.int32(0), rows, records))
+    return rows, records
+
+
+def window(step: Step, rows: Any, keys: Any, origin: jax.Array, horizon: int) -> tuple[Any, Any]:
+    """Rows over `horizon` steps, some rows at a time where that suits the device.
+
+    Args:
+      step: of one row.
+      rows: where they stand, `[N, ...]`.
+      keys: `[N]` each, typed.
+      origin: `[]` where the keys' own time has its zero.
+      horizon: T.
+
+    Returns:
+      The rows after it, and records `[N, T, ...]`.
+    """
+    num_rows = len(keys[0])
+    num_shares = -(-num_rows // (backends.current().rows or num_rows))
+    width = -(-num_rows // num_shares)
+    block = max(size for size in range(1, BLOCK + 1) if horizon % size == 0)
+    rows, records = _blank(step, rows, keys, horizon)
+
+    def play_share(number, loop):
+        after, records = loop
+        # The last share takes some rows of the one before it along if it has too few of its own.
+        first = jnp.minimum(number * width, num_rows - width)
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, first, width)
+        own, own_keys = jax.tree.map(cut, (rows, keys))
+
+        def store(time, x, new):
+            place = first, time, *(x.ndim - 2) * [0]
+            return jax.lax.dynamic_update_slice(x, jnp.moveaxis(new, 0, 1), place)
+
+        def play_block(index, loop):
+            own, records = loop
+            return _play(step, own, records, own_keys, index * block, block, store, origin)
+
+        own, records = jax.lax.fori_loop(0, horizon // block, play_block, (own, records))
+        put = lambda x, own: jax.lax.dynamic_update_slice_in_dim(x, own, first, 0)
+        return jax.tree.map(put, after, own), records
+
+    return jax.lax.fori_loop(0, num_shares, play_share, (rows, records))
+
+
+def _play(step, rows, records, keys, start, num_steps, store, origin: Any = 0):
+    """Some steps of some rows.
+
+    What comes of keys alone, noise above all, is made for all steps at once: step by step, hashing
+    takes longer than what it is for.
+
+    Args:
+      step: a `Step`.
+      rows: where they stand, `[n, ...]`.
+      records: of all rows, `[N, T, ...]`.
+      keys: keys `[n]` of the rows.
+      start: time of the first step.
+      num_steps: how many there are.
+      store: `(time, x [N, T, ...], new [k, n, ...]) -> x` with the k steps from `time` on.
+      origin: where the keys' own time has its zero.
+    """
+    times = start + jnp.arange(num_steps)
+    first = lambda tree: jax.tree.map(lambda x: x[0], tree)
+    row, time, own_keys = jax.eval_shape(first, (rows, times, keys))
+    acted = jax.eval_shape(step.act, row)
+    follow = lambda later, keys: step.follow(*later, keys)
+    draw, follow = ahead.split(follow, (row, acted, time), own_keys)
+
+    def draw_all(time):
+        return jax.vmap(lambda *keys: draw([jax.random.fold_in(key, time) for key in keys]))(*keys)
+
+    noise = batching.map_small(draw_all, origin + times)
+
+    def follow_all(index, rows, acted):
+        time, drawn = jax.tree.map(lambda x: x[index], (times, noise))
+        one = lambda row, acted, drawn: follow((row, acted, time), drawn)
+        return jax.vmap(one)(rows, acted, drawn)
+
+    def step_and_store(index, loop):
+        rows, records = loop
+        rows, record = follow_all(index, rows, jax.vmap(step.act)(rows))
+        put = lambda x, new: store(times[index], x, new[None])
+        return rows, jax.tree.map(put, records, record)
+
+    def step_and_note(index, loop):
+        acted = jax.vmap(step.act)(loop[0])
+
+        def note(index, loop):
+            rows, block = loop
+            rows, record = follow_all(index, rows, acted)
+            put = lambda x, new: x.at[index].set(new)
+            return rows, jax.tree.map(put, block, record)
+
+        return batching.once(note, index, loop)
+
+    num_bytes = sum(x.dtype.itemsize * math.prod(x.shape[2:]) for x in jax.tree.leaves(records))
+    if not backends.current().fused_loops or num_bytes > NARROW:
+        return jax.lax.fori_loop(0, num_steps, step_and_store, (rows, records))
+    blank = lambda x: jnp.zeros((num_steps, len(keys[0]), *x.shape[2:]), x.dtype)
+    loop = (rows, jax.tree.map(blank, records))
+    rows, block = jax.lax.fori_loop(0, num_steps, step_and_note, loop)
+    return rows, jax.tree.map(partial(store, start), records, block)
+
+
+def _blank(step, rows, keys, num_steps):
+    """Rows in the dtypes that a step leaves them in, and records `[N, T, ...]` of zeros."""
+    one = lambda row, keys: step.follow(row, step.act(row), jnp.int32(0), keys)
+    after, record = jax.eval_shape(jax.vmap(one), rows, keys)
+    rows = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), rows, after)
+    zeros = lambda x: jnp.zeros((x.shape[0], num_steps, *x.shape[1:]), x.dtype)
+    return rows, jax.tree.map(zeros, record)
