@@ -29,6 +29,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from benchmarks import devices, kept, plain_reinforce, timing, training
 from benchmarks.training import Setting
 from pgjax import backends, cost, estimators, gradients, rollout, stepping
+from pgjax.gradients.samples import READ
 
 SQUARES = [512, 1024, 2048, 4096]
 TALL = [1024, 4096, 16384]
@@ -205,7 +206,14 @@ def bytes_of_step(setting: Setting) -> float:
 
     def roll(num_episodes, horizon):
         return lambda key, params: rollout.episodes(
-            key, env, env_params, policy, params, num_episodes=num_episodes, horizon=horizon
+            key,
+            env,
+            env_params,
+            policy,
+            params,
+            num_episodes=num_episodes,
+            horizon=horizon,
+            fields=READ,
         )
 
     def learn(params, trajectory):

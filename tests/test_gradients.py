@@ -15,6 +15,8 @@ from pgjax.environments import MDP
 from pgjax.estimators import Hyper, estimator
 from pgjax.gradients.samples import Live, Term, accumulate
 
+from .test_segments import LOGITS, remembers, walk
+
 KEY = jax.random.key(0)
 
 
@@ -67,6 +69,19 @@ def test_is_the_trajectory_gradient_of_its_episodes():
     }
     assert_trees_close(metrics, told, rtol=1e-5)
     assert told["entropy"] < 0.9 * np.log(2) and len({*map(float, told.values())}) == 5
+
+
+def test_the_entropy_of_a_policy_with_memory_is_that_of_its_live_steps():
+    env, policy, params = walk(), remembers(), jnp.asarray(LOGITS)
+    of_walk = env, env.default_params, policy
+    gradient_fn = gradients.policy_gradient(
+        *of_walk, estimator(), Hyper(), num_episodes=16, horizon=20
+    )
+    _, metrics = jax.jit(gradient_fn)(KEY, params)
+    trajectory = roll(*of_walk, params, 16, 20)
+    live = trajectory.mask > 0
+    assert 0.1 < metrics["live_fraction"] < 0.9
+    np.testing.assert_allclose(metrics["entropy"], -trajectory.log_prob[live].mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
