@@ -9,8 +9,8 @@ which hardly learn, so that short episodes and long ones are stepped side by sid
 
 Each program trains from the start, in turn with the others; a round is a whole training, and its
 throughput is all live steps over all seconds. A call makes one update, as is the default, or
-several (`updates_per_call`): devices that share out runs wait for each other every other call,
-those that share out environments at each update. Memory is XLA's analysis.
+several (`updates_per_call`). Devices that share out runs may come to be a call apart; those that
+share out environments wait for each other at each update. Memory is XLA's analysis.
 
     python -m benchmarks.sweep             # all of it
     python -m benchmarks.sweep --smoke     # tiny, to see that it runs; writes nothing

@@ -237,7 +237,7 @@ def ascent(
 ) -> Term:
     """Gradient of 1/N sum_i sum_t (weight_it scored_it + bonus_it H(pi(. | s_it))), to be summed.
 
-    With it 1/N sum_i sum_t log pi(a_it | s_it), which costs nothing here: what collects samples
+    With it 1/N sum_i sum_t log pi(a_it | s_it), which costs little here: what collects samples
     would have to normalise their distributions for it.
 
     Args:

@@ -101,6 +101,18 @@ def test_a_killed_sweep_ends_as_if_never_killed(
     assert not list(found.chunks.glob("*/checkpoints"))
 
 
+def test_a_sweep_killed_while_the_next_call_is_under_way_ends_as_if_never_killed(
+    undisturbed, sweep, begin, monkeypatch
+):
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        kill_at(patch, records.Records, "append", 5)  # the second call of the second chunk
+        run.follow(begin(sweep, at_once=2))
+    path = f"{sweep.base.directory}/sweep"
+    assert not list(run.Store(Path(path)).chunks.glob("*/checkpoints"))
+    assert run.follow(run.resume(path)) is None
+    assert_same(path, undisturbed[1])
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_what_is_under_way_and_says_how_to_go_on(
     undisturbed, sweep, begin, monkeypatch, capsys, carried, number
