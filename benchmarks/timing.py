@@ -23,7 +23,9 @@ def interleaved(
     Args:
       calls: by name; what they return is waited for.
       rounds: how often each is timed.
-      least: seconds of a round at least: what is quicker is called several times in a row.
+      least: seconds of a round at least: what is quicker is called several times in a row, of
+        which the median counts. A host that takes a processor away for 40 ms ruins one call, and
+        would ruin the mean of all.
     """
     rest = come_to_rest if rounds > 1 else lambda: None
     for call in calls.values():
@@ -39,7 +41,7 @@ def interleaved(
             if repeats[name] > 1:
                 seconds(call)  # what ran before has taken the caches
             found[name].append(
-                statistics.fmean(seconds(call) for _ in range(max(1, repeats[name])))
+                statistics.median(seconds(call) for _ in range(max(1, repeats[name])))
             )
     return found
 
