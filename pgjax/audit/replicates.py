@@ -1,5 +1,6 @@
 """Replicates of a gradient, streamed through one compiled program into sums over blocks."""
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -50,7 +51,7 @@ class Replicates(NamedTuple):
     """What running the replicates gave."""
 
     blocks: Blocks
-    seconds: list[float]  # a replicate, one measurement a chunk
+    seconds: np.ndarray  # a replicate, one measurement a chunk
     like: Params  # shapes of one gradient
 
 
@@ -72,27 +73,33 @@ def streamer(
     program = adding(chunk, num_replicates)
 
     def run(key, params, limit, size, origin):
-        state, seconds = blank(num_replicates, size), []
-        args = (state, key, params, np.int32(0), np.int32(limit), origin)
+        args = (blank(num_replicates, size), key, params, np.int32(0), np.int32(limit), origin)
         compiled = program.lower(*args).compile()
         # Where it wants them, so that no call moves them, nor compiles for where they lie.
         state, key, params, _, end, origin = jax.device_put(args, compiled.input_shardings[0])
-        for start in range(0, limit, chunk_size):
-            begun = time.perf_counter()
-            state = compiled(state, key, params, np.int32(start), end, origin)
-            state = jax.block_until_ready(state)
-            seconds.append((time.perf_counter() - begun) / chunk_size)
-        return state, seconds
+
+        def call(start):
+            nonlocal state
+            state, left_out = compiled(state, key, params, np.int32(start), end, origin)
+            return left_out
+
+        calls = map(call, range(0, limit, chunk_size))
+        nonfinite, ends = 0, [time.perf_counter()]
+        # The next call has begun when the last is waited for, so that devices wait for no host.
+        for left_out, _ in itertools.pairwise(itertools.chain(calls, [0])):
+            nonfinite += int(left_out)
+            ends.append(time.perf_counter())
+        return state, nonfinite, np.diff(ends) / chunk_size
 
     def stream(key, params):
         params = jax.tree.map(jnp.asarray, params)
         _, rows, metrics = jax.eval_shape(chunk, key, params, jnp.int32(0))
         like, _ = jax.eval_shape(gradient_fn, key, params)
         size = rows.shape[1]
-        (first, *_), _ = run(key, params, pilots(num_replicates), size, nowhere(size))
+        (first, _), *_ = run(key, params, pilots(num_replicates), size, nowhere(size))
         pilot, unit = origin = jax.device_get(_origin(first))
-        state, seconds = run(key, params, num_replicates, size, origin)
-        sums, scatter, nonfinite = jax.tree.map(lambda x: np.asarray(x, np.float64), state)
+        state, nonfinite, seconds = run(key, params, num_replicates, size, origin)
+        sums, scatter = jax.tree.map(lambda x: np.asarray(x, np.float64), state)
         blocks = Blocks(
             sums=sums if "env_steps" in metrics else sums._replace(env_steps=None),
             scatter=scatter,
@@ -100,7 +107,7 @@ def streamer(
             unit=float(unit),
             precision=float(jnp.finfo(rows.dtype).eps),
             num_replicates=num_replicates,
-            nonfinite=int(nonfinite),
+            nonfinite=nonfinite,
             key=identity(key),
         )
         return Replicates(blocks, seconds, like)
@@ -114,7 +121,7 @@ def pilots(num_replicates: int) -> int:
 
 
 def adding(chunk: Callable[..., Any], num_replicates: int) -> Any:
-    """`(state, key, params, start, limit, origin) -> state`, the one program of an audit.
+    """`(state, key, params, start, limit, origin) -> (state, left out)`, the program of an audit.
 
     An audit measures a compiled program, so that it has to compile it.
     """
@@ -151,13 +158,13 @@ def chunks(gradient_fn: GradientFn, chunk_size: int) -> Callable[..., Any]:
     return chunk
 
 
-def blank(num_replicates: int, size: int) -> tuple[Sums, jax.Array, jax.Array]:
-    """Sums over nothing yet, and the number of gradients left out."""
+def blank(num_replicates: int, size: int) -> tuple[Sums, jax.Array]:
+    """Sums over nothing yet."""
     zeros = lambda *shape: jnp.zeros(shape, float)
     shapes = Sums((), (size,), (), (), (size,), ())
     sums = Sums(*(zeros(len(starts(num_replicates)), *shape) for shape in shapes))
     scatter = zeros(size, size) if size <= WHOLE_COVARIANCE else zeros(size)
-    return sums, scatter, jnp.zeros((), jnp.int32)
+    return sums, scatter
 
 
 def nowhere(size: int) -> tuple[jax.Array, jax.Array]:
@@ -174,8 +181,11 @@ def _origin(sums: Sums) -> tuple[jax.Array, jax.Array]:
 
 
 def _add(state, index, gradient, metrics, limit, origin, first):
-    """Adds a chunk of gradients `[C, D]`, as far as their index is below the limit."""
-    sums, scatter, nonfinite = state
+    """Adds a chunk of gradients `[C, D]`, as far as their index is below the limit.
+
+    Those that are not finite are left out, and counted.
+    """
+    sums, scatter = state
     pilot, unit = origin
     inside = index < limit
     finite = jnp.all(jnp.isfinite(gradient), axis=1)
@@ -191,4 +201,4 @@ def _add(state, index, gradient, metrics, limit, origin, first):
         scatter += jnp.matmul(x.T, x, precision="highest")
     else:
         scatter += jnp.sum(x**2, axis=0)
-    return sums, scatter, nonfinite + jnp.sum(inside & ~finite, dtype=jnp.int32)
+    return (sums, scatter), jnp.sum(inside & ~finite, dtype=jnp.int32)
