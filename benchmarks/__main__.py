@@ -21,6 +21,7 @@ BENCHMARKS = (
     "memory",
     "throughput",
     "short_episodes",
+    "huge_pages",
     "scaling",
     "sweep",
     "audit_cost",

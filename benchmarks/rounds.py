@@ -24,6 +24,7 @@ class Command(NamedTuple):
     python: str
     module: str
     settings: dict  # among them `num_devices`
+    environment: Mapping[str, str] = {}  # what it is told beside this process's own
 
 
 class Side(NamedTuple):
@@ -92,12 +93,12 @@ def start(command: Command) -> Side:
     JAX has `num_devices` of the settings there, of which it must know before anything asks. XLA's
     flags are emptied: those of pgjax are in this process, and other programs must not have them.
     """
-    python, module, settings = command
+    python, module, settings, environment = command
     told = {"JAX_NUM_CPU_DEVICES": str(settings["num_devices"]), "XLA_FLAGS": ""}
     process = subprocess.Popen(
         [python, "-m", module, json.dumps(settings)],
         cwd=Path(__file__).parent.parent,
-        env=os.environ | told,
+        env=os.environ | told | dict(environment),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
