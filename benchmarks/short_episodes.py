@@ -1,9 +1,10 @@
 """Live steps a second of whole episodes beside those of windows, while episodes are short.
 
-Actor and critic (GAE, one update of each) at the start of training on CartPole: an episode lasts
-twenty of at most 128 steps, so that five sixths of a batch of episodes are padding, where a window
-has none. A call makes several updates, as training does, all from the initial parameters, so that
-episodes stay short. Steps are live ones; ratios are taken within a round.
+Actor and critic (GAE, one update of each) at the start of training on CartPole, and on Breakout,
+which shows a hundred times as many entries a step: an episode lasts ten or twenty of at most 128
+steps, so that most of a batch of episodes is padding, where a window has none. A call makes several
+updates, as training does, all from the initial parameters, so that episodes stay short. Steps are
+live ones; ratios are taken within a round.
 
     python -m benchmarks.short_episodes             # all of it
     python -m benchmarks.short_episodes --smoke     # tiny, to see that it runs; writes nothing
@@ -17,8 +18,12 @@ import optax
 
 from benchmarks import kept, timing, training
 
-SETTINGS = {"num_rows": [1024, 4096, 16384], "horizon": 128, "rows_a_call": 16384}
-SMOKE = {"num_rows": [2], "horizon": 4, "rows_a_call": 4}
+SETTINGS = {
+    "num_rows": {"CartPole-v1": [1024, 4096, 16384], "Breakout-MinAtar": [1024, 4096]},
+    "horizon": 128,
+    "rows_a_call": 16384,
+}
+SMOKE = {"num_rows": {"CartPole-v1": [2]}, "horizon": 4, "rows_a_call": 4}
 KINDS = ("segments", "episodes")
 ROUNDS = 7
 LEAST_SECONDS = 0.5
@@ -41,30 +46,35 @@ def updates(setting: training.Setting, num_updates: int) -> training.Program:
 
 def measure(smoke: bool) -> list[kept.Row]:
     """Steps a second of both kinds, and how often as many windows make."""
-    chosen = SMOKE if smoke else SETTINGS
+    chosen, rounds, least = (SMOKE, 1, 0.0) if smoke else (SETTINGS, ROUNDS, LEAST_SECONDS)
     rows = []
-    for num_rows in chosen["num_rows"]:
-        base = training.Setting(
-            learner="actor-critic", num_rows=num_rows, horizon=chosen["horizon"], endless=False
-        )
-        num_updates = max(1, chosen["rows_a_call"] // num_rows)
-        calls = {kind: updates(base._replace(rows=kind), num_updates) for kind in KINDS}
-        live = {kind: int(call()[1].sum()) for kind, call in calls.items()}
-        rounds, least = (1, 0.0) if smoke else (ROUNDS, LEAST_SECONDS)
-        seconds = timing.interleaved(calls, rounds=rounds, least=least)
-        speeds = {kind: [live[kind] / each for each in seconds[kind]] for kind in KINDS}
-        rows += [
-            kept.row(
-                {"num_rows": num_rows, "rows": kind},
-                {
-                    "steps_per_second": speeds[kind],
-                    "ratio": [x / y for x, y in zip(speeds[kind], speeds["segments"], strict=True)],
-                },
-                {"live_fraction": live[kind] / (num_updates * num_rows * base.horizon)},
+    for env, numbers in chosen["num_rows"].items():
+        for num_rows in numbers:
+            base = training.Setting(
+                env, "episodes", "actor-critic", num_rows, chosen["horizon"], endless=False
             )
-            for kind in KINDS
-        ]
+            num_updates = max(1, chosen["rows_a_call"] // num_rows)
+            rows += beside(base, num_updates, rounds, least)
     return rows
+
+
+def beside(base: training.Setting, num_updates: int, rounds: int, least: float) -> list[kept.Row]:
+    """Both kinds at one setting."""
+    calls = {kind: updates(base._replace(rows=kind), num_updates) for kind in KINDS}
+    live = {kind: int(call()[1].sum()) for kind, call in calls.items()}
+    seconds = timing.interleaved(calls, rounds=rounds, least=least)
+    speeds = {kind: [live[kind] / each for each in seconds[kind]] for kind in KINDS}
+    return [
+        kept.row(
+            {"env": base.env, "num_rows": base.num_rows, "rows": kind},
+            {
+                "steps_per_second": speeds[kind],
+                "ratio": [x / y for x, y in zip(speeds[kind], speeds["segments"], strict=True)],
+            },
+            {"live_fraction": live[kind] / (num_updates * base.num_rows * base.horizon)},
+        )
+        for kind in KINDS
+    ]
 
 
 if __name__ == "__main__":

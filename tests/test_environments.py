@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from gymnax.environments import spaces
 
-from pgjax import distributions, environments
-from pgjax.environments import MDP
+from pgjax import distributions, environments, estimators, gradients, policies
+from pgjax.environments import MDP, registry
 
 DOWNLOADS = "MNISTBandit-bsuite"
 
@@ -21,6 +21,50 @@ def test_every_environment_is_made(name):
     obs, _ = env.reset(jax.random.key(0), params)
     assert jnp.all(jnp.isfinite(obs))
     assert environments.time_limit(params) >= 1
+
+
+@pytest.mark.parametrize("name", registry.BINARY)
+def test_zeros_and_ones_are_booleans(name):
+    def play(env, params):
+        obs, state = env.reset_env(jax.random.key(0), params)
+
+        def step(state, key):
+            action = env.action_space(params).sample(key)
+            obs, state, *_ = env.step_env(key, state, action, params)
+            return state, obs
+
+        _, later = jax.lax.scan(step, state, jax.random.split(jax.random.key(1), 300))
+        return jnp.concatenate([obs[None], later])
+
+    found, floats = (jax.jit(lambda both=both: play(*both))() for both in makes(name))
+    assert found.dtype == bool and jnp.issubdtype(floats.dtype, jnp.floating)
+    assert 0 < found.mean() < 1
+    np.testing.assert_array_equal(found, floats)
+
+
+def test_what_is_learnt_of_booleans_is_what_is_learnt_of_floats():
+    def gradient(env, params):
+        policy = policies.make("mlp", env, params)
+        gradient_fn = gradients.policy_gradient(
+            env,
+            params,
+            policy,
+            estimators.estimator("reward_to_go", "batch_mean"),
+            estimators.Hyper(),
+            num_episodes=64,
+            horizon=32,
+        )
+        of_policy = policy.init(jax.random.key(0), env.reset_env(jax.random.key(0), params)[0])
+        return jax.jit(gradient_fn)(jax.random.key(1), of_policy)[0]
+
+    found, floats = (gradient(*both) for both in makes("Breakout-MinAtar"))
+    assert max(jnp.abs(x).max() for x in jax.tree.leaves(found)) > 0
+    jax.tree.map(np.testing.assert_array_equal, found, floats)
+
+
+def makes(name):
+    """An environment that shows booleans, and gymnax's own."""
+    return environments.make(name), gymnax.make(name)
 
 
 def test_overrides_reach_parameters_and_constructor():

@@ -18,6 +18,9 @@ from pgjax.environments.tabular import UNLIMITED
 
 _FACTORIES = {"LinearQuadratic": point_mass, "ShortCorridor": short_corridor}
 
+BINARY = ("Asterix-MinAtar", "Breakout-MinAtar", "Freeway-MinAtar", "SpaceInvaders-MinAtar")
+"""Environments of gymnax that show zeros and ones, as floats."""
+
 
 def names() -> list[str]:
     """Every environment `make` knows: gymnax's own and registered ones, and pgjax's."""
@@ -26,6 +29,9 @@ def names() -> list[str]:
 
 def make(name: str, **overrides: Any) -> tuple[Environment, EnvParams]:
     """An environment and its parameters.
+
+    What shows zeros and ones alone (`BINARY`) shows them as booleans, which a trajectory holds in a
+    quarter of the memory; policies make floats of them.
 
     Args:
       name: any gymnax id, anything registered with `gymnax.register`, or one of pgjax's own.
@@ -65,6 +71,8 @@ def _construct(name: str, arguments: dict[str, Any]) -> Environment:
             if name in _FACTORIES
             else gymnax.make(name, **arguments)[0]
         )
+        if name in BINARY:
+            _show_booleans(env)
         jax.eval_shape(env.reset_env, jax.random.key(0), env.default_params)
         return env
     except OSError as error:
@@ -77,6 +85,11 @@ def _construct(name: str, arguments: dict[str, Any]) -> Environment:
             raise
         reason = str(error).partition("\n")[0]
         raise ValueError(f"env={name!r} refuses {arguments}: {reason}") from error
+
+
+def _show_booleans(env: Any) -> None:
+    get_obs = env.get_obs
+    env.get_obs = lambda *args, **kwargs: get_obs(*args, **kwargs).astype(bool)
 
 
 def _check_override(what: str, value: Any, default: Any) -> None:
