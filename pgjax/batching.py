@@ -191,6 +191,11 @@ def choose(flag: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(pick, new, old)
 
 
+def expand(x: jax.Array, like: jax.Array) -> jax.Array:
+    """`x [B]` or `[B, C]` with trailing axes of one, to broadcast against `like [B, C, ...]`."""
+    return x.reshape(x.shape + (1,) * (like.ndim - x.ndim))
+
+
 def vmap_in_blocks(function: Callable[..., Any], size: int | None) -> Callable[..., Any]:
     """`jax.vmap(function)`, of at most `size` calls at a time; None makes all of them at once.
 

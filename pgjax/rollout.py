@@ -56,7 +56,7 @@ def episodes(
 ) -> Trajectory:
     """Independent episodes from the start, at most `horizon` steps each.
 
-    An ended row keeps its last state and observation, and stepping stops once every row has ended.
+    An ended row keeps its last observation, and stepping stops once every row has ended.
     Where rows are stepped some at a time (`backends.Backend.live_rows`), ended ones make room for
     others, so that the cost follows the live steps; else it follows the longest episode. Each row
     has a key of its own, and is what it is whatever is beside it.
@@ -106,9 +106,8 @@ def episodes(
         window_ends = (time == horizon - 1) & ~record.terminated
         next_end = time + 1, record.terminated, record.truncated | window_ends
         record = record._replace(**dict.fromkeys(dropped))
-        record = choose(live, record, jax.tree.map(jnp.zeros_like, record))
-        state, obs, end = choose(live, (next_state, next_obs, next_end), (state, obs, end))
-        return (state, obs, policy_state, end, live & ~(end[1] | end[2])), record
+        obs, end = choose(live, (next_obs, next_end), (obs, end))
+        return (next_state, obs, policy_state, end, live & ~(end[1] | end[2])), record
 
     def play(params, keys):
         rows = jax.vmap(begin)(keys)

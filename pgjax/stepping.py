@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pgjax import ahead, backends, batching, chunks
-from pgjax.batching import choose
+from pgjax.batching import choose, expand
 
 BLOCK = 32
 """Steps whose keys are made at once, and after which it is looked whether any row is live."""
@@ -44,7 +44,7 @@ def while_live(step: Step, rows: Any, keys: Any, horizon: int) -> tuple[Any, Any
     """Rows over at most `horizon` steps, in blocks, until none is live.
 
     Where it suits the device, rows are stepped some at a time (`widths`), and only those that are
-    live when a block begins.
+    live when a block begins. Rows that are no longer live may be stepped on; nothing is recorded.
 
     Args:
       step: of one row.
@@ -53,7 +53,7 @@ def while_live(step: Step, rows: Any, keys: Any, horizon: int) -> tuple[Any, Any
       horizon: T.
 
     Returns:
-      The rows after it, and records `[N, T, ...]`, zero at steps never taken.
+      The rows after it, and records `[N, T, ...]`, zero where a row was not live.
     """
     num_rows = len(rows[-1])
     width, *parts = widths(num_rows)
@@ -63,16 +63,36 @@ def while_live(step: Step, rows: Any, keys: Any, horizon: int) -> tuple[Any, Any
     block = -(-horizon // num_blocks)
     rows, records = _blank(step, rows, keys, horizon)
 
+    def follow(row, acted, time, keys):
+        *_, live = row
+        row, record = step.follow(row, acted, time, keys)
+        return row, (live, record)
+
+    noting = Step(step.act, follow)
+
+    def store_all(time, records, noted):
+        live, new = noted
+        times = time + jnp.arange(len(live))
+
+        def put(x, new):
+            new = jnp.where(expand(live, new), new, jnp.zeros_like(new))
+            return x.at[:, times].set(jnp.moveaxis(new, 0, 1), mode="drop")
+
+        return jax.tree.map(put, records, new)
+
+    def store_some(place, time, records, noted):
+        live, new = noted
+        times = time + jnp.arange(len(live))
+        place = jnp.where(live, place, num_rows).T  # past the end, so dropped
+        put = lambda x, new: x.at[place, times].set(jnp.moveaxis(new, 0, 1), mode="drop")
+        return jax.tree.map(put, records, new)
+
     def play_block(loop):
         index, rows, records = loop
         start = index * block
 
-        def store(place, time, x, new):
-            times = time + jnp.arange(len(new))
-            return x.at[place, times].set(jnp.moveaxis(new, 0, 1), mode="drop")
-
         def play_all(rows, records):
-            return _play(step, rows, records, keys, start, block, partial(store, slice(None)))
+            return _play(noting, rows, records, keys, start, block, store_all)
 
         if width == num_rows and not parts:
             return index + 1, *play_all(rows, records)
@@ -85,8 +105,8 @@ def while_live(step: Step, rows: Any, keys: Any, horizon: int) -> tuple[Any, Any
                 return choose(valid[0], new, rows), records
             place = jnp.where(valid, chosen, num_rows)  # past the end, so dropped
             own, own_keys = jax.tree.map(lambda x: x[chosen], (rows, keys))
-            store_own = partial(store, place[:, None])
-            own, records = _play(step, own, records, own_keys, start, block, store_own)
+            store = partial(store_some, place)
+            own, records = _play(noting, own, records, own_keys, start, block, store)
             keep = lambda x, own: x.at[place].set(own, mode="drop")
             return jax.tree.map(keep, rows, own), records
 
@@ -127,9 +147,12 @@ def window(step: Step, rows: Any, keys: Any, origin: jax.Array, horizon: int) ->
         cut = lambda x: jax.lax.dynamic_slice_in_dim(x, first, width)
         own, own_keys = jax.tree.map(cut, (rows, keys))
 
-        def store(time, x, new):
-            place = first, time, *(x.ndim - 2) * [0]
-            return jax.lax.dynamic_update_slice(x, jnp.moveaxis(new, 0, 1), place)
+        def store(time, records, new):
+            def put(x, new):
+                place = first, time, *(x.ndim - 2) * [0]
+                return jax.lax.dynamic_update_slice(x, jnp.moveaxis(new, 0, 1), place)
+
+            return jax.tree.map(put, records, new)
 
         def play_block(index, loop):
             own, records = loop
@@ -155,7 +178,7 @@ def _play(step, rows, records, keys, start, num_steps, store, origin: Any = 0):
       keys: keys `[n]` of the rows.
       start: time of the first step.
       num_steps: how many there are.
-      store: `(time, x [N, T, ...], new [k, n, ...]) -> x` with the k steps from `time` on.
+      store: `(time, records, new [k, n, ...]) -> records` with the k steps from `time` on.
       origin: where the keys' own time has its zero.
     """
     times = start + jnp.arange(num_steps)
@@ -178,8 +201,7 @@ def _play(step, rows, records, keys, start, num_steps, store, origin: Any = 0):
     def step_and_store(index, loop):
         rows, records = loop
         rows, record = follow_all(index, rows, jax.vmap(step.act)(rows))
-        put = lambda x, new: store(times[index], x, new[None])
-        return rows, jax.tree.map(put, records, record)
+        return rows, store(times[index], records, jax.tree.map(lambda x: x[None], record))
 
     def step_and_note(index, loop):
         acted = jax.vmap(step.act)(loop[0])
@@ -195,10 +217,11 @@ def _play(step, rows, records, keys, start, num_steps, store, origin: Any = 0):
     num_bytes = sum(x.dtype.itemsize * math.prod(x.shape[2:]) for x in jax.tree.leaves(records))
     if not backends.current().fused_loops or num_bytes > NARROW:
         return jax.lax.fori_loop(0, num_steps, step_and_store, (rows, records))
-    blank = lambda x: jnp.zeros((num_steps, len(keys[0]), *x.shape[2:]), x.dtype)
-    loop = (rows, jax.tree.map(blank, records))
+    _, record = jax.eval_shape(lambda rows: follow_all(0, rows, jax.vmap(step.act)(rows)), rows)
+    blank = lambda x: jnp.zeros((num_steps, *x.shape), x.dtype)
+    loop = (rows, jax.tree.map(blank, record))
     rows, block = jax.lax.fori_loop(0, num_steps, step_and_note, loop)
-    return rows, jax.tree.map(partial(store, start), records, block)
+    return rows, store(start, records, block)
 
 
 def _blank(step, rows, keys, num_steps):

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from pgjax import checks, estimators, rollout
+from pgjax.batching import expand
 from pgjax.estimators import Estimator, Hyper
 from pgjax.gradients.policy import (
     both_parts,
     check_counts,
     check_estimator,
     episode_means,
-    expand,
     policy_part,
 )
 from pgjax.gradients.samples import READ, Term, accumulate, policy_samples

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pgjax import batching, checks, estimators, rollout, score, sharding
+from pgjax.batching import expand
 from pgjax.distributions import Distribution
 from pgjax.estimators import Estimator, Hyper
 from pgjax.gradients.samples import READ, Term, accumulate, policy_samples
@@ -310,8 +311,3 @@ def check_estimator(
         raise ValueError(
             f"form={estimator.form!r} with baseline={estimator.baseline!r} needs a value function"
         )
-
-
-def expand(x: jax.Array, like: jax.Array) -> jax.Array:
-    """`[B]` with trailing axes of one, to broadcast against `like [B, ...]`."""
-    return x.reshape(x.shape + (1,) * (like.ndim - 1))
