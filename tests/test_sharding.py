@@ -107,7 +107,7 @@ def test_one_two_and_eight_devices_give_the_same_gradients():
         "JAX_NUM_CPU_DEVICES": "8",
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": "1",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
     }
     subprocess.run([sys.executable, "-c", ON_MANY_DEVICES], check=True, env=environment)
 
