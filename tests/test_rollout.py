@@ -225,6 +225,34 @@ def test_rows_are_the_same_however_their_steps_are_stored(horizon, widths, monke
     jax.tree.map(np.testing.assert_array_equal, *found)
 
 
+@pytest.mark.parametrize("most", [0, 10**6])
+@pytest.mark.parametrize("widths", [(None, 1), (8, 1), (64, 4)])
+def test_what_an_environment_does_after_its_end_is_not_seen(widths, most, monkeypatch):
+    """Ended rows are stepped on until their block is over; here, all that gives is NaN."""
+    step_few(monkeypatch, *widths)
+    monkeypatch.setattr(stepping, "NARROW", most)
+    env, env_params, policy, params, expected = roll(num_episodes=40, horizon=60)
+    inner = type(env)
+    after_end = []
+
+    class Spoilt(inner):
+        def step_env(self, key, state, action, env_params):
+            over = inner.is_terminated(self, state, env_params)
+            jax.debug.callback(lambda over: after_end.append(bool(over)), over)
+            out = inner.step_env(self, key, state, action, env_params)
+            spoil = lambda x: jnp.where(over, jnp.nan, x) if x.dtype == jnp.float32 else x
+            return jax.tree.map(spoil, out)
+
+    run = lambda key: rollout.episodes(
+        key, Spoilt(), env_params, policy, params, num_episodes=40, horizon=60
+    )
+    found = jax.jit(run)(jax.random.key(0))
+    jax.effects_barrier()
+    assert any(after_end)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_horizon_does_not_change_what_came_before():
     *_, short = roll(horizon=20)
     *_, long = roll(horizon=90)
