@@ -14,6 +14,7 @@ from pathlib import Path
 BENCHMARKS = (
     "time_to_solve",
     "compile_time",
+    "layout",
     "chunk_size",
     "gradient_norms",
     "oracle",

@@ -3,3 +3,5 @@
 from pgjax.lab import machine
 
 DEVICES = machine.devices()
+ACCELERATED = DEVICES[0].platform != "cpu"
+"""Whether they are GPUs or TPUs, which take far larger batches."""

@@ -1,11 +1,11 @@
 """Environment steps a second of a sweep, beside one run of as many environments, CartPole.
 
-64 configurations of 64 environments are trained as `pgjax sweep` trains them, but for records and
-evaluation: vmapped, and shared out over the devices. Against them stands one run of 4096
-environments as `pgjax train` trains it, which shares out its environments over all devices, and
-the same on one device. Configurations come in three kinds: seeds of one
-configuration; numbers that differ and learn alike; and learning rates over four decades, most of
-which hardly learn, so that short episodes and long ones are stepped side by side.
+64 configurations of 64 environments (2048 on an accelerator) are trained as `pgjax sweep` trains
+them, but for records and evaluation: vmapped, and shared out over the devices. Against them stands
+one run of all of their environments as `pgjax train` trains it, which shares them out over all
+devices, and the same on one device. Configurations come in three kinds: seeds of one configuration;
+numbers that differ and learn alike; and learning rates over four decades, most of which hardly
+learn, so that short episodes and long ones are stepped side by side.
 
 Each program trains from the start, in turn with the others; a round is a whole training, and its
 throughput is all live steps over all seconds. A call makes one update, as is the default, or
@@ -16,12 +16,19 @@ share out environments wait for each other at each update. Memory is XLA's analy
     python -m benchmarks.sweep --smoke     # tiny, to see that it runs; writes nothing
 """
 
+import dataclasses
 import sys
 import time
 from typing import Any, NamedTuple
 
+import jax
+
 from benchmarks import kept
-from pgjax.lab import machine
+from benchmarks.devices import ACCELERATED, DEVICES
+from pgjax.lab import advance, experiment, machine, parallel
+from pgjax.lab.config import Config
+from pgjax.lab.sweep import plan
+from pgjax.lab.sweep import program as of_sweep
 
 KINDS = (
     "one run",
@@ -30,7 +37,12 @@ KINDS = (
     "sweep, alike",
     "sweep, four decades",
 )
-SETTINGS = {"runs": 64, "environments_a_run": 64, "updates": 12, "updates_a_call": [1, 4]}
+SETTINGS = {
+    "runs": 2048 if ACCELERATED else 64,
+    "environments_a_run": 64,
+    "updates": 12,
+    "updates_a_call": [1, 4],
+}
 SMOKE = {"runs": 4, "environments_a_run": 2, "updates": 2, "updates_a_call": [1, 2]}
 
 
@@ -44,10 +56,6 @@ class Program(NamedTuple):
 
 def configurations(kind: str, num: int, num_episodes: int, num_updates: int) -> list[Any]:
     """The configs of `num` runs, or of one that has all of their environments."""
-    import dataclasses
-
-    from pgjax.lab.config import Config
-
     base = Config(discount=0.99, num_episodes=num_episodes, num_updates=num_updates)
     if kind.startswith("one run"):
         return [dataclasses.replace(base, num_episodes=num * num_episodes)]
@@ -63,8 +71,6 @@ def configurations(kind: str, num: int, num_episodes: int, num_updates: int) -> 
 
 def one_run(config: Any, devices: Any) -> Program:
     """A run as `pgjax train` trains it."""
-    from pgjax.lab import experiment, parallel
-
     placed = parallel.fit(config, devices, None)
     inputs = parallel.put(experiment.inputs([config]), placed.sharding)
     return Program(placed.experiment, inputs, parallel.memory(placed, inputs, config))
@@ -72,14 +78,8 @@ def one_run(config: Any, devices: Any) -> Program:
 
 def sweeps(kinds: dict[str, list[Any]], devices: Any) -> dict[str, Program]:
     """Sweeps of configs that share a program, as `pgjax sweep` trains them."""
-    import jax
-
-    from pgjax.lab import experiment, parallel
-    from pgjax.lab.sweep import plan
-    from pgjax.lab.sweep import program as programs
-
     config, *others = next(iter(kinds.values()))
-    fitted = programs.fit(
+    fitted = of_sweep.fit(
         config, num_runs=1 + len(others), devices=devices, memory_limit=machine.memory()
     )
     block = parallel.block(config) or 1
@@ -94,10 +94,6 @@ def sweeps(kinds: dict[str, list[Any]], devices: Any) -> dict[str, Program]:
 
 def round_of(programs: dict[str, Program], num_updates: int, at_once: int = 1) -> dict[str, float]:
     """Live steps a second of each program over a training of so many updates a call, in turn."""
-    import jax
-
-    from pgjax.lab import advance
-
     speeds = {}
     for kind, (trainer, inputs, _) in programs.items():
         waits = kind.startswith("one run")  # as `pgjax train` does for the end of each call
@@ -112,13 +108,12 @@ def round_of(programs: dict[str, Program], num_updates: int, at_once: int = 1) -
 def measure(smoke: bool) -> list[kept.Row]:
     """Throughput of all kinds, and its ratio to that of one run."""
     num, num_episodes, num_updates, sizes = (SMOKE if smoke else SETTINGS).values()
-    devices = machine.devices()  # before anything uses JAX
     configs = {kind: configurations(kind, num, num_episodes, num_updates) for kind in KINDS}
-    (config,) = configs.pop(KINDS[0])
+    (config,), (same,) = configs.pop(KINDS[0]), configs.pop(KINDS[1])
     programs = {
-        KINDS[0]: one_run(config, devices),
-        KINDS[1]: one_run(*configs.pop(KINDS[1]), devices[:1]),
-        **sweeps(configs, devices),
+        KINDS[0]: one_run(config, DEVICES),
+        KINDS[1]: one_run(same, DEVICES[:1]),
+        **sweeps(configs, DEVICES),
     }
     rows = []
     for at_once in sizes:

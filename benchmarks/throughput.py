@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 
 from benchmarks import kept, timing, training
+from benchmarks.devices import ACCELERATED
 from benchmarks.training import Setting
 from pgjax.lab import machine
 
@@ -26,7 +27,7 @@ TASKS = [
     ("Breakout-MinAtar", False),
 ]
 AXES = {
-    "num_rows": [64, 256, 1024, 4096, 16384, 65536],
+    "num_rows": [64, 256, 1024, 4096, 16384, 65536, *([2**18, 2**20] if ACCELERATED else [])],
     "horizon": [32, 128, 512, 2048],
     "width": [16, 64, 256],
     "depth": [1, 2, 4],

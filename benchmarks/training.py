@@ -19,9 +19,12 @@ ENDLESS = {
 
 
 def compile(function: Callable[..., Any], *args: Any) -> jax.stages.Compiled:
-    """What `function` compiles to with what pgjax tells the compiler."""
-    options = dict(backends.current().compiler_options)
-    return jax.jit(function, compiler_options=options).lower(*args).compile()
+    """What `function` compiles to with what pgjax tells the compiler, in float32 by default."""
+    known = backends.current()
+    with backends.products(known.precisions[0]):
+        return (
+            jax.jit(function, compiler_options=dict(known.compiler_options)).lower(*args).compile()
+        )
 
 
 class Setting(NamedTuple):

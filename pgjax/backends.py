@@ -5,6 +5,7 @@ are reasoned, and not measured: many small kernels cost more there than they com
 nothing is cut up.
 """
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -23,6 +24,9 @@ class Backend(NamedTuple):
     live_parts: int
     """Into how many parts those rows are cut where few are left to be stepped; one for none. Parts
     compile the step a second time."""
+    unroll: int
+    """Steps of a rollout in one turn of a loop. XLA for GPUs launches what a turn holds as one
+    command buffer, which costs about as much however many steps are in it."""
     chunk_size: int
     """Samples of a gradient whose activations are held at a time."""
     fused_loops: bool
@@ -47,6 +51,7 @@ CPU = Backend(
     rows=512,  # activations stay in a core's own cache
     live_rows=256,
     live_parts=8,
+    unroll=1,
     chunk_size=512,
     fused_loops=True,
     seldom=32,
@@ -64,6 +69,7 @@ ACCELERATOR = Backend(
     rows=None,
     live_rows=None,
     live_parts=1,
+    unroll=4,
     chunk_size=2**17,
     fused_loops=False,
     seldom=None,
@@ -81,6 +87,16 @@ def current() -> Backend:
     if jax.default_backend() != "cpu":
         return ACCELERATOR
     return CPU if _fuses_loops() else CPU._replace(fused_loops=False, seldom=None)
+
+
+def products(precision: str) -> contextlib.AbstractContextManager[None]:
+    """Traces matrix products to be of a precision, where there is one to choose.
+
+    Else JAX would have GPUs and TPUs round the factors of float32 products.
+    """
+    if len(current().precisions) == 1:
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision(precision)
 
 
 @functools.cache

@@ -215,12 +215,14 @@ def _play(step, rows, records, keys, start, num_steps, store, origin: Any = 0):
         return batching.once(note, index, loop)
 
     num_bytes = sum(x.dtype.itemsize * math.prod(x.shape[2:]) for x in jax.tree.leaves(records))
-    if not backends.current().fused_loops or num_bytes > NARROW:
-        return jax.lax.fori_loop(0, num_steps, step_and_store, (rows, records))
+    known = backends.current()
+    go_through = partial(jax.lax.fori_loop, 0, num_steps, unroll=min(known.unroll, num_steps))
+    if not known.fused_loops or num_bytes > NARROW:
+        return go_through(step_and_store, (rows, records))
     _, record = jax.eval_shape(lambda rows: follow_all(0, rows, jax.vmap(step.act)(rows)), rows)
     blank = lambda x: jnp.zeros((num_steps, *x.shape), x.dtype)
     loop = (rows, jax.tree.map(blank, record))
-    rows, block = jax.lax.fori_loop(0, num_steps, step_and_note, loop)
+    rows, block = go_through(step_and_note, loop)
     return rows, store(start, records, block)
 
 

@@ -12,6 +12,7 @@ from benchmarks import __main__ as command
 from benchmarks import (
     figures,
     kept,
+    layout,
     memory,
     processes,
     scaling,
@@ -19,6 +20,7 @@ from benchmarks import (
     throughput,
     timing,
 )
+from pgjax import backends
 
 # Tests of their own: audit_cost and side_by_side.
 SCRIPTS = sorted(set(command.BENCHMARKS) - {"audit_cost", "side_by_side"})
@@ -74,6 +76,17 @@ def test_a_process_answers_or_says_why_not():
     assert processes.call(kept.kind) == kept.kind()
     with pytest.raises(RuntimeError, match="takes 1 positional argument but 2 were given"):
         processes.call(kept.in_short, 1, 2)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu", "tpu"])
+def test_layouts_differ_from_that_of_the_device_in_ways_that_xla_takes(kind):
+    own = backends.CPU if kind == "cpu" else backends.ACCELERATOR
+    changes = layout.choices(own, kind)
+    others = {name: own._replace(**change) for name, change in changes.items()}
+    assert own not in others.values()
+    for other in others.values():
+        options = dict(other.compiler_options)
+        assert jax.jit(lambda x: x + 1, compiler_options=options)(1) == 2
 
 
 def test_figures_are_drawn_of_what_is_kept(tmp_path):

@@ -243,12 +243,10 @@ def optimizer(
 
 def _in_precision(precision: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, whose matrix products have a precision, where there is one to choose."""
-    if len(backends.current().precisions) == 1:
-        return function
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with jax.default_matmul_precision(precision):
+        with backends.products(precision):
             return function(*args, **kwargs)
 
     return call
