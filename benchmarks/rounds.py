@@ -17,6 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+XLA_FLAGS = ""
+"""What processes that are timed have of them, whatever this one has."""
+
 
 class Command(NamedTuple):
     """How a process is started."""
@@ -91,10 +94,10 @@ def start(command: Command) -> Side:
     """Starts `python -m module` on the settings, and waits until it has compiled.
 
     JAX has `num_devices` of the settings there, of which it must know before anything asks. XLA's
-    flags are emptied: those of pgjax are in this process, and other programs must not have them.
+    flags are `XLA_FLAGS`: those of pgjax are in this process, and others must not have them.
     """
     python, module, settings, environment = command
-    told = {"JAX_NUM_CPU_DEVICES": str(settings["num_devices"]), "XLA_FLAGS": ""}
+    told = {"JAX_NUM_CPU_DEVICES": str(settings["num_devices"]), "XLA_FLAGS": XLA_FLAGS}
     process = subprocess.Popen(
         [python, "-m", module, json.dumps(settings)],
         cwd=Path(__file__).parent.parent,

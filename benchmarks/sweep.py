@@ -43,7 +43,7 @@ SETTINGS = {
     "updates": 12,
     "updates_a_call": [1, 4],
 }
-SMOKE = {"runs": 4, "environments_a_run": 2, "updates": 2, "updates_a_call": [1, 2]}
+SMOKE = {"runs": 4, "environments_a_run": 2, "updates": 2, "updates_a_call": [1]}
 
 
 class Program(NamedTuple):

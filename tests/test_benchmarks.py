@@ -1,6 +1,7 @@
 """The benchmark scripts run, at toy size; nothing is timed here."""
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from benchmarks import (
     layout,
     memory,
     processes,
+    rounds,
     scaling,
     test_kernels,
     throughput,
@@ -29,6 +31,7 @@ SCRIPTS = sorted(set(command.BENCHMARKS) - {"audit_cost", "side_by_side"})
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_smoke(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [script, "--smoke"])
+    monkeypatch.setattr(rounds, "XLA_FLAGS", os.environ["XLA_FLAGS"])  # compiled as tests are
     # Programs written as users write them promote ranks.
     with jax.numpy_rank_promotion("allow"):
         runpy.run_module(f"benchmarks.{script}", run_name="__main__")
@@ -90,19 +93,19 @@ def test_layouts_differ_from_that_of_the_device_in_ways_that_xla_takes(kind):
 
 
 def test_figures_are_drawn_of_what_is_kept(tmp_path):
-    rounds = [1.0, 2.0, 4.0]
+    measured = [1.0, 2.0, 4.0]
     of_throughput = [
-        kept.row({"axis": axis} | setting._asdict(), {"steps_per_second": rounds})
+        kept.row({"axis": axis} | setting._asdict(), {"steps_per_second": measured})
         for axis, settings in throughput.groups(smoke=False)
         for setting in settings
     ]
     names = ("trajectory_bytes", "temporary_bytes", "peak_bytes")
     of_memory = [
-        kept.row(setting._asdict(), dict.fromkeys(names, rounds))
+        kept.row(setting._asdict(), dict.fromkeys(names, measured))
         for setting in memory.settings(smoke=False)
     ]
     of_scaling = [
-        kept.row({"scaling": kind} | shape._asdict(), {"steps_per_second": rounds})
+        kept.row({"scaling": kind} | shape._asdict(), {"steps_per_second": measured})
         for kind in ("strong", "weak")
         for shape in scaling.shapes(4)
     ]

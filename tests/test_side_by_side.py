@@ -1,6 +1,7 @@
 """The programs that stand beside pgjax: fair ones, that learn, and timed in turn."""
 
 import functools
+import os
 import sys
 
 import jax
@@ -12,7 +13,8 @@ from benchmarks import pgjax_reinforce, plain_reinforce, rounds, side_by_side
 from pgjax import environments, estimators, gradients, policies, rollout
 
 
-def test_smoke(capsys):
+def test_smoke(capsys, monkeypatch):
+    monkeypatch.setattr(rounds, "XLA_FLAGS", os.environ["XLA_FLAGS"])  # compiled as tests are
     side_by_side.main(["--smoke"])
     printed = capsys.readouterr().out
     for program in ("pgjax, segments", "pgjax, episodes", "plain"):
