@@ -99,7 +99,8 @@ def measure_sizes(
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            jax.clear_caches()
+            if rounds > 1:
+                jax.clear_caches()
             seconds[name].append(timing.seconds(call))
     return seconds
 

@@ -45,21 +45,19 @@ def calls(
     inputs: Inputs,
     before: Progress,
     sizes: Iterable[int],
-    hold: Callable[[int, int], Any] = lambda before, after: False,
+    hold: Callable[[], Any] = lambda: False,
 ) -> Iterator[tuple[Progress, dict[str, np.ndarray]]]:
     """Compiled calls of so many updates each, in turn, as `call` gives each.
 
     A call begins before what the last one gave is fetched, so that devices wait neither for the
-    host nor for each other. It takes the state with it, unless `hold`, asked before with the update
-    that the last call began at and the one it ends at, says that the state is wanted: then the call
-    begins no sooner than it is asked for.
+    host nor for each other. It takes the state with it, unless `hold`, asked before, says that the
+    state is wanted: then the call begins no sooner than it is asked for.
     """
     train = lambda state, size: experiment.train(inputs, state, num_steps=size)
     progress, begun = before, None
     for size, following in itertools.pairwise(itertools.chain(sizes, [0])):
         state, metrics = begun or train(progress.state, size)
-        held = following and hold(progress.update, progress.update + size)
-        begun = train(state, following) if following and not held else None
+        begun = train(state, following) if following and not hold() else None
         progress, found = fetch(progress, size, None if begun else state, metrics)
         yield progress, found
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import signal
 import sys
@@ -40,10 +39,6 @@ from pgjax.lab.config import Config
 from pgjax.lab.directory import Directory
 from pgjax.lab.experiment import Experiment, Inputs
 from pgjax.lab.parallel import Placed
-
-LONG = 1.0
-"""Seconds of a call above which the next one does not begin before it has ended: a stop would wait
-for both, and the gain would be little."""
 
 
 class Run(NamedTuple):
@@ -135,7 +130,7 @@ def is_finished(run: Run) -> bool:
 def follow(run: Run) -> int | None:
     """Carries a run to its end, or to a first Ctrl-C or SIGTERM.
 
-    What was trained is always saved. Screen: a progress bar, what was noticed, the
+    The last finished call is always saved. Screen: a progress bar, what was noticed, the
     evaluation, and where things are.
 
     Returns:
@@ -286,42 +281,32 @@ def _train(
     size = next(advance.sizes(config, update), None)
     if size is not None:
         run.placed.compile_training(run.inputs, size)
-    progress = start = beginning.result()
-    saved, seeds = update, config.seed + np.arange(config.seeds)
+    progress, saved = beginning.result(), update
+    seeds = config.seed + np.arange(config.seeds)
     distributed.wait_for_all()
-    sizes = () if distributed.largest(len(signals)) else advance.sizes(config, update)
-
-    seconds = math.inf
-
-    def hold(before: int, after: int) -> bool:
-        # Processes agree on signals between calls, for collectives must not overtake each other.
-        alone = jax.process_count() == 1
-        return not alone or seconds > LONG or bool(signals) or _is_due(config, before, after)
-
     shown = {"initial": update, "unit": "update", "file": sys.stderr, "disable": not leads}
-    with (
-        records.Records(files[0]) as metrics,
-        records.Records(files[1]) as timings,
-        tqdm(total=config.num_updates, **shown) as bar,
-    ):
-        before, begun = start, time.perf_counter()
-        for progress, found in advance.calls(run.experiment, run.inputs, start, sizes, hold):
-            now = time.perf_counter()
-            seconds, begun = now - begun, now
-            steps = int(np.sum(progress.env_steps - before.env_steps))
-            rows = advance.rows(found, first_update=before.update + 1, seeds=seeds)
-            metrics.append(rows)
-            log(rows)
-            timings.append([{"update": progress.update, "seconds": seconds, "env_steps": steps}])
-            mean = np.mean(found["return"][:, -1])
-            bar.set_postfix_str(f"return {mean:.4g}, {steps / seconds / 1e6:.2f} M steps/s")
-            bar.update(progress.update - before.update)
-            if _is_due(config, before.update, progress.update):
-                _save(run, progress)
-                saved, begun = progress.update, time.perf_counter()
-            if progress.state is not None and distributed.largest(len(signals)):
-                break
-            before = progress
+    with records.Records(files[0]) as metrics, records.Records(files[1]) as timings:
+        with tqdm(total=config.num_updates, **shown) as bar:
+            for size in advance.sizes(config, update):
+                if distributed.largest(len(signals)):
+                    break
+                begun = time.perf_counter()
+                before = progress
+                progress, found = advance.call(run.experiment, run.inputs, progress, size)
+                rows = advance.rows(found, first_update=before.update + 1, seeds=seeds)
+                metrics.append(rows)
+                log(rows)
+                seconds = time.perf_counter() - begun
+                steps = int(np.sum(progress.env_steps - before.env_steps))
+                timings.append(
+                    [{"update": progress.update, "seconds": seconds, "env_steps": steps}]
+                )
+                if _is_due(config, before.update, progress.update):
+                    _save(run, progress)
+                    saved = progress.update
+                mean = np.mean(found["return"][:, -1])
+                bar.set_postfix_str(f"return {mean:.4g}, {steps / seconds / 1e6:.2f} M steps/s")
+                bar.update(size)
     # Whenever a signal came, what it stopped is kept.
     if progress.update != saved:
         _save(run, progress)

@@ -36,7 +36,10 @@ for num in map(int, sys.argv[2:]):
 """
 
 
-@pytest.mark.parametrize(("seeds", "devices"), [(1, (1, 2, 8)), (2, (1, 2))])
+@pytest.mark.parametrize(
+    ("seeds", "devices"),
+    [(1, (1, 2, 8)), pytest.param(2, (1, 2), marks=pytest.mark.slow)],
+)
 def test_a_training_is_the_same_on_any_number_of_devices(tiny, tmp_path, seeds, devices):
     settings = dataclasses.replace(tiny, num_episodes=8, num_updates=5, seeds=seeds)
     file = tmp_path / "tiny.yaml"

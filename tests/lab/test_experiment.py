@@ -103,13 +103,20 @@ def test_runs_of_other_numbers_share_a_program_and_are_what_they_are_alone(tiny)
     assert first != second
 
 
-@pytest.mark.parametrize("block", [1, 2])
+CARTPOLE = {"env": "CartPole-v1"}
+UNEVEN = CARTPOLE | {"num_episodes": 64, "hidden": (32,), "learning_rate": 0.1}
+PENDULUM = {"env": "Pendulum-v1", "form": "gae", "baseline": "value"}
+
+
 @pytest.mark.parametrize(
-    "choices",
+    ("choices", "block"),
     [
-        {"env": "CartPole-v1"},
-        {"env": "CartPole-v1", "num_episodes": 64, "hidden": (32,), "learning_rate": 0.1},
-        {"env": "Pendulum-v1", "form": "gae", "baseline": "value"},
+        (CARTPOLE, 1),
+        (UNEVEN, 2),
+        (PENDULUM, 2),
+        pytest.param(CARTPOLE, 2, marks=pytest.mark.slow),
+        pytest.param(UNEVEN, 1, marks=pytest.mark.slow),
+        pytest.param(PENDULUM, 1, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import json
-import math
 import random
 import shutil
 import signal
@@ -82,7 +81,7 @@ def test_another_seed_gives_another(finished, tiny):
     ("module", "name", "call"),
     [
         (directory, "create", 1),  # only the config is there
-        (advance, "fetch", 2),  # an update was made, its record was not written
+        (advance, "call", 2),  # an update was made, its record was not written
         (run, "_save", 1),
         (run, "_save", 3),
         (checkpoints, "_seal", 2),  # the arrays are written, the checkpoint is not in its place
@@ -170,40 +169,6 @@ def test_a_signal_saves_the_last_call_and_says_how_to_go_on(
     assert signal.getsignal(number) is not None
     run.follow(run.resume(started.directory.path))
     assert contents(started.directory) == contents(finished)
-
-
-def test_a_signal_while_the_next_call_is_under_way_stops_after_that(finished, tiny, monkeypatch):
-    monkeypatch.setattr(run, "LONG", math.inf)
-    tiny = dataclasses.replace(tiny, checkpoint_every=100)
-    original, called = advance.fetch, []
-
-    def interrupting(*args):
-        called.append("fetch")
-        if len(called) == 2:
-            signal.raise_signal(signal.SIGINT)
-        return original(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(advance, "fetch", interrupting)
-        started = run.start(tiny)
-        assert run.follow(started) == signal.SIGINT
-    assert checkpoints.updates(started.directory.checkpoints) == [6]
-    run.follow(run.resume(started.directory.path))
-    assert contents(started.directory) == contents(finished)
-
-
-def test_a_run_killed_while_the_next_call_is_under_way_ends_as_if_never_killed(
-    finished, tiny, monkeypatch
-):
-    monkeypatch.setattr(run, "LONG", math.inf)
-    tiny = dataclasses.replace(tiny, checkpoint_every=5)
-    with monkeypatch.context() as patch, pytest.raises(KilledError):
-        kill_at(patch, advance, "fetch", 4)
-        run.follow(run.start(tiny))
-    resumed = run.resume(f"{tiny.directory}/tiny")
-    assert checkpoints.updates(resumed.directory.checkpoints) == [6]
-    run.follow(resumed)
-    assert contents(resumed.directory) == contents(finished)
 
 
 def test_a_signal_after_the_last_save_loses_nothing(finished, tiny, monkeypatch):

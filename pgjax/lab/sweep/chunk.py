@@ -79,7 +79,7 @@ def carry_out(
     before = progress.update
     sizes = () if stopped() else advance.sizes(config, before)
     begun = saved = time.perf_counter()
-    hold = lambda *_: stopped() or time.perf_counter() - saved >= save_every
+    hold = lambda: stopped() or time.perf_counter() - saved >= save_every
     calls = advance.calls(program.experiment, inputs, progress, sizes, hold)
     with records.Records(where / METRICS) as metrics:
         for progress, found in calls:
