@@ -1,6 +1,7 @@
 """What is laid out for one kind of device gives what the layout for another gives."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,30 @@ def test_precision_of_products_can_be_chosen_on_an_accelerator(precision, said, 
     text = trainer.train.lower(inputs, trainer.init(inputs), num_steps=1).as_text()
     products = [line for line in text.splitlines() if "dot_general" in line and "4x4" in line]
     assert products and all(f"precision = [{said}, {said}]" in line for line in products)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {},
+        {"form": "gae", "baseline": "value"},
+        {"env": "Pendulum-v1", "distribution": "beta"},
+        {"env": "Breakout-MinAtar", "entropy_cost": 0.1},
+    ],
+    ids=str,
+)
+def test_training_is_lowered_for_accelerators(choices, platform, laid_out):
+    """No device is needed for that, and what none has, as a kernel of CPUs alone, fails here."""
+    laid_out(backends.ACCELERATOR)
+    config = Config(**{"num_episodes": 4, "horizon": 40, "hidden": (4,)} | choices)
+    trainer = parallel.over_runs(experiment.build(config))
+    inputs = experiment.inputs(experiment.each_seed(config))
+    traced = trainer.train.trace(inputs, jax.eval_shape(trainer.init, inputs), num_steps=2)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    calls = set(re.findall(r"custom_call @(\w+)", text))
+    assert calls <= {"cu_threefry2x32_ffi"}
+    assert "dot_general" in text
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
