@@ -10,6 +10,7 @@ machine better. Choices are those of the kind of device it runs on.
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -61,7 +62,7 @@ def choices(own: Backend, kind: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def command_buffers(told: Any) -> dict[str, dict[str, Any]]:
+def command_buffers(told: Callable[..., dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """What XLA for GPUs is to launch as one: nothing, and loops and branches too."""
     return {
         "no command buffers": told(xla_gpu_graph_min_graph_size=10**6),
@@ -74,10 +75,10 @@ def command_buffers(told: Any) -> dict[str, dict[str, Any]]:
 def measure(smoke: bool) -> list[kept.Row]:
     """Steps a second of every layout, and how often as many its own layout makes."""
     kind, rows = jax.default_backend(), []
-    for name, task in list(TASKS.items())[-1:] if smoke else TASKS.items():
+    for name in ["short episodes"] if smoke else TASKS:
         for num_rows in [2] if smoke else NUM_ROWS:
-            setting = task._replace(num_rows=num_rows, horizon=4 if smoke else task.horizon)
-            rows += beside(name, setting, kind, smoke)
+            setting = TASKS[name]._replace(num_rows=num_rows)
+            rows += beside(name, setting._replace(horizon=4) if smoke else setting, kind, smoke)
     return rows
 
 

@@ -178,7 +178,8 @@ def of_plain(setting: Setting) -> Program:
     shape = {"num_steps": setting.horizon, "num_updates": 1, "discount": 0.99}
     train = lambda num_envs: partial(plain_reinforce.train, num_envs=num_envs, **shape)
     arguments = (jax.random.key(0), 3e-3)
-    compiled = jax.jit(train(setting.num_rows)).lower(*arguments).compile()
+    with backends.products("float32"):
+        compiled = jax.jit(train(setting.num_rows)).lower(*arguments).compile()
     counted = cost.flops(train(COUNTED_ROWS), *arguments)
     return Program(
         call=lambda: compiled(*arguments),

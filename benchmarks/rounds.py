@@ -17,6 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# All of them share an accelerator, of which JAX would give the first three quarters.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
 XLA_FLAGS = ""
 """What processes that are timed have of them, whatever this one has."""
 

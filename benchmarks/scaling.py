@@ -76,13 +76,13 @@ def at_once(function: Callable[[Any], Any], of: Sequence[Any]) -> list[Any]:
 
 def measure(smoke: bool) -> list[kept.Row]:
     """Steps a second of every shape, taken in turn."""
-    strong, weak, horizon = (4, 2, 4) if smoke else SETTINGS.values()
+    strong, weak, horizon = (4, None, 4) if smoke else SETTINGS.values()
     num_rounds = 1 if smoke else ROUNDS
     # Asked in another process: this one must leave accelerators to those it starts.
     found = shapes(2 if smoke else processes.call(num_devices))
-    rows = {shape: {"strong": strong, "weak": weak * shape.size} for shape in found}
-    if smoke:
-        rows = {shape: {"strong": strong} for shape in found}
+    rows = {
+        shape: {"strong": strong} | ({"weak": weak * shape.size} if weak else {}) for shape in found
+    }
     seconds: dict[tuple[Shape, str], list[float]] = {
         (shape, kind): [] for shape in found for kind in rows[shape]
     }

@@ -21,10 +21,9 @@ ENDLESS = {
 def compile(function: Callable[..., Any], *args: Any) -> jax.stages.Compiled:
     """What `function` compiles to with what pgjax tells the compiler, in float32 by default."""
     known = backends.current()
+    jitted = jax.jit(function, compiler_options=dict(known.compiler_options))
     with backends.products(known.precisions[0]):
-        return (
-            jax.jit(function, compiler_options=dict(known.compiler_options)).lower(*args).compile()
-        )
+        return jitted.lower(*args).compile()
 
 
 class Setting(NamedTuple):

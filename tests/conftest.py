@@ -5,9 +5,9 @@ import os
 # Before anything imports JAX or matplotlib, in this process or in one that a test starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Most of a test is compilation, which takes a third of the time so; what comes out runs slower.
-# What pgjax compiles itself (`lab`, audits) is optimised as users have it. Jobs of several
-# processes, `python -m pgjax` as a program and the side-by-side benchmark have their own flags.
+# Most of a test is compilation, which takes less time so; what comes out runs slower. What pgjax
+# compiles itself (`lab`, audits) is optimised as users have it. Jobs of several processes and
+# `python -m pgjax` as a program have their own flags.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )

@@ -1,7 +1,6 @@
 """What is laid out for one kind of device gives what the layout for another gives."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from pgjax.lab.config import Config
 
 LAYOUTS = {
     "accelerator": backends.ACCELERATOR,
-    "small blocks": backends.CPU._replace(rows=4, live_rows=4, chunk_size=8, seldom=2),
+    "small blocks": backends.CPU._replace(rows=4, live_rows=4, unroll=2, chunk_size=8, seldom=2),
     "loops of many programs": backends.CPU._replace(fused_loops=False, seldom=None),
     "one chunk": backends.CPU._replace(chunk_size=10**6, rows=None, live_rows=None, in_turn=False),
 }
@@ -80,16 +79,14 @@ def test_precision_of_products_can_be_chosen_on_an_accelerator(precision, said, 
     ids=str,
 )
 def test_training_is_lowered_for_accelerators(choices, platform, laid_out):
-    """No device is needed for that, and what none has, as a kernel of CPUs alone, fails here."""
+    """No device is needed for that; what only some devices have a kernel for is refused."""
     laid_out(backends.ACCELERATOR)
     config = Config(**{"num_episodes": 4, "horizon": 40, "hidden": (4,)} | choices)
     trainer = parallel.over_runs(experiment.build(config))
     inputs = experiment.inputs(experiment.each_seed(config))
     traced = trainer.train.trace(inputs, jax.eval_shape(trainer.init, inputs), num_steps=2)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
-    calls = set(re.findall(r"custom_call @(\w+)", text))
-    assert calls <= {"cu_threefry2x32_ffi"}
-    assert "dot_general" in text
+    assert "dot_general" in text and "custom_call" not in text
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
