@@ -70,11 +70,13 @@ def _in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
             return out, jax.tree.map(lambda _: True, out)
 
         def one(index):
+            own = lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
             pairs = zip(arrays, in_batched, strict=True)
-            return apply(*(x[index] if batched else x for x, batched in pairs))
+            return apply(*(own(x) if batched else x for x, batched in pairs))
 
         def store(index, out):
-            return jax.tree.map(lambda buffer, x: buffer.at[index].set(x), out, one(index))
+            put = lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, index, 0)
+            return jax.tree.map(put, out, one(index))
 
         blank = lambda x: jnp.zeros((axis_size, *x.shape), x.dtype)
         # Unknown to the compiler, so that it does not fuse a single call with what surrounds it.
@@ -118,9 +120,9 @@ def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
 
         def some(loop):
             left, out = loop
-            index, count = _true_first(left)
-            index = jnp.where(jnp.arange(at_once) < count, index[:at_once], 0)
-            new = side_by_side(jax.tree.map(lambda x: x[index // (num // len(x))], args))
+            index, count = _true_first(left, 0)
+            share = lambda x: x[index[:at_once] // (num // len(x))]
+            new = side_by_side(jax.tree.map(share, args))
 
             def put(number, loop):
                 (left, out), at = loop, index[number]
@@ -150,18 +152,31 @@ def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda condition, otherwise, *args: apply(condition, otherwise, args)
 
 
-def _true_first(mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Indices of the true entries, at the front of `[n + 1]`, and their number.
+def true_first(mask: jax.Array, more: int) -> tuple[jax.Array, jax.Array]:
+    """Indices of the true entries, the rest of `[M + more]` the first of them, and their number.
 
-    By a loop: `jnp.nonzero` scatters, and of what scatters XLA makes no one function.
+    Where none is true, all are some entry.
     """
+    return one_at_a_time(_true_first)(mask, more)
 
-    def note(entry, found):
-        index, count = found
-        return index.at[count].set(entry), count + mask[entry]
 
-    blank = jnp.zeros(len(mask) + 1, jnp.int32)
-    return jax.lax.fori_loop(0, len(mask), note, (blank, jnp.int32(0)), unroll=8)
+def _true_first(mask, more):
+    blank = jnp.zeros(len(mask) + more, jnp.int32)
+    if backends.current().fused_loops:
+
+        def note(entry, found):
+            index, count = found
+            noted = jax.lax.dynamic_update_index_in_dim(index, jnp.int32(entry), count, 0)
+            return noted, count + mask[entry]
+
+        found = (blank, jnp.int32(0))
+        index, count = jax.lax.fori_loop(0, len(mask), note, found, unroll=4)
+    else:
+        rank = jnp.cumsum(mask)  # of which XLA makes a dozen programs for a CPU, no quicker
+        place = jnp.where(mask, rank - 1, len(blank))  # past the end, so dropped, where not true
+        entries = jnp.arange(len(mask), dtype=jnp.int32)
+        index, count = blank.at[place].set(entries, mode="drop"), rank[-1]
+    return jnp.where(jnp.arange(len(blank)) < count, index, index[0]), count
 
 
 def map_small(function: Callable[..., Any], xs: Any) -> Any:

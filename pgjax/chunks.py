@@ -57,7 +57,8 @@ def fold_each(
         # The last slab takes along entries of the one before, which are not live a second time.
         start = jnp.minimum(number * num, live.size - num)
         own = jax.lax.dynamic_slice(live, [start], [num])
-        index, count = _live_first(own & (start + jnp.arange(num) >= number * num), sizes[0])
+        own &= start + jnp.arange(num) >= number * num
+        index, count = batching.true_first(own, sizes[0])
 
         def fold_chunk(function, begin, end, size, at, carry):
             first = begin + at * size
@@ -81,16 +82,6 @@ def fold_each(
     if num == live.size:
         return fold_slab(0, inits)
     return jax.lax.fori_loop(0, -(-live.size // num), fold_slab, list(inits))
-
-
-def _live_first(live: jax.Array, more: int) -> tuple[jax.Array, jax.Array]:
-    """Indices of the live entries, the rest of `[M + more]` the first of them, and their number."""
-    padded = live.size + more
-    rank = jnp.cumsum(live)
-    place = jnp.where(live, rank - 1, padded)  # past the end, so dropped, where not live
-    entries = jnp.arange(live.size, dtype=jnp.int32)
-    index = jnp.zeros(padded, jnp.int32).at[place].set(entries, mode="drop")
-    return jnp.where(jnp.arange(padded) < rank[-1], index, index[0]), rank[-1]
 
 
 def take(tree: Any, index: jax.Array) -> Any:

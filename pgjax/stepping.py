@@ -209,7 +209,7 @@ def _play(step, rows, records, keys, start, num_steps, store, origin: Any = 0):
         def note(index, loop):
             rows, block = loop
             rows, record = follow_all(index, rows, acted)
-            put = lambda x, new: x.at[index].set(new)
+            put = lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, index, 0)
             return rows, jax.tree.map(put, block, record)
 
         return batching.once(note, index, loop)

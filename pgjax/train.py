@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from pgjax import batching
 from pgjax.score import GradientFn, Metrics, Params, StatefulGradientFn
@@ -76,13 +77,13 @@ def step(
     descent = jax.tree.map(jnp.negative, gradient)
     updates, opt_state = optimizer.update(descent, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    finite = _all_finite((gradient, params))
+    finite = jnp.all(jnp.isfinite(_flat((gradient, params))))
     params, opt_state, gradient_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
         (params, opt_state, gradient_state),
         (state.params, state.opt_state, state.gradient_state),
     )
-    norm = batching.one_at_a_time(optax.tree.norm)
+    norm = batching.one_at_a_time(lambda tree: jnp.linalg.norm(_flat(tree)))
     metrics = metrics | {
         "gradient_norm": norm(gradient),
         "param_norm": norm(params),
@@ -123,5 +124,6 @@ def _lift(gradient_fn: GradientFn | StatefulGradientFn) -> StatefulGradientFn:
     return StatefulGradientFn(lambda key, params: (), step)
 
 
-def _all_finite(tree: Any) -> jax.Array:
-    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+def _flat(tree: Any) -> jax.Array:
+    """All leaves as one vector: what is made of it is few operations, whatever the network."""
+    return ravel_pytree(tree)[0]

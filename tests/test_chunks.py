@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pgjax import chunks
+from pgjax import backends, batching, chunks
+
+OTHERWISE = backends.CPU._replace(fused_loops=False, seldom=None)
+"""Where a loop of small operations costs more than they do."""
 
 MASKS = {
     "all": np.ones((3, 4)),
@@ -78,7 +81,24 @@ def test_vmapped_folds_have_as_many_chunks_of_a_size_as_any_of_them_needs(sizes,
     np.testing.assert_array_equal(found, num)
 
 
-def test_folds_of_several_functions_look_for_live_entries_once():
+@pytest.mark.parametrize("backend", [backends.CPU, OTHERWISE], ids=["loop", "scatter"])
+@pytest.mark.parametrize("more", [0, 3])
+def test_true_entries_come_first_and_then_the_first_of_them(backend, more, laid_out):
+    laid_out(backend)
+    masks = np.random.default_rng(0).random((6, 10)) < np.array([[0, 0.2, 0.3, 0.6, 0.9, 1]]).T
+    find = lambda mask: batching.true_first(mask, more)
+    found = jax.vmap(find)(masks)
+    for mask, index, count in zip(masks, *found, strict=True):
+        (expected,) = np.nonzero(mask)
+        first = expected[0] if len(expected) else index[0]  # whichever, if none is true
+        assert count == len(expected) and 0 <= first < len(mask)
+        fill = [first] * (len(mask) + more - len(expected))
+        assert index.tolist() == [*expected, *fill]
+        np.testing.assert_array_equal(jax.jit(find)(jnp.array(mask))[0], index)
+
+
+def test_folds_of_several_functions_look_for_live_entries_once(laid_out):
+    laid_out(OTHERWISE)
     mask = jnp.arange(20) % 3 == 1
     total = lambda index, valid, carry: carry + jnp.sum(jnp.where(valid, index, 0))
     count = lambda index, valid, carry: carry + jnp.sum(valid)

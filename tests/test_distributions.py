@@ -450,3 +450,10 @@ def test_categorical_scores_more_values_than_it_has_batch():
     batch = distributions.categorical(jnp.stack([logits, -logits])).log_prob(1)
     expected = [jax.nn.log_softmax(logits)[1], jax.nn.log_softmax(-logits)[1]]
     np.testing.assert_allclose(batch, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("x", [-1, 3])
+def test_an_index_that_there_is_not_scores_nan(x):
+    log_prob = distributions.categorical(jnp.array([0.3, -1.2, 1.0])).log_prob
+    assert jnp.isnan(log_prob(x))
+    np.testing.assert_array_equal(jnp.isnan(log_prob(jnp.array([0, x, 2]))), [False, True, False])

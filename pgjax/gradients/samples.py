@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from pgjax import backends, chunks
 from pgjax.distributions import Distribution
@@ -55,40 +56,44 @@ def accumulate(*terms: Term) -> list[Params]:
 
     The functions must themselves be sums over samples in which the invalid ones count for nothing.
     What rounding takes from the total of every few chunks is given back to those that follow (Kahan
-    1965), so that the error does not grow with the number of chunks. Term by term, so that the
-    activations of one at a time are held.
+    1965), so that the error does not grow with the number of chunks. Each sum is one vector, which
+    makes this few operations, whatever the network. Term by term, so that the activations of one at
+    a time are held.
     """
 
     def adding(term):
         def add(index, valid, carry):
             number, part, total = carry
             valid = valid.astype(jnp.result_type(float))
-            new = term.function(chunks.take(term.samples, index), valid)
-            part, number = jax.tree.map(jnp.add, part, new), number + 1
+            new, _ = ravel_pytree(term.function(chunks.take(term.samples, index), valid))
+            part, number = part + new, number + 1
             times = jnp.int32(number % PLAIN == 0)
             settled = jax.lax.fori_loop(0, times, lambda _, sums: _settle(*sums), (part, total))
             return number, *settled
 
         return add
 
-    def start(term):
-        zeros = jax.tree.map(jnp.zeros_like, term.like)
+    def start(flat):
+        zeros = jnp.zeros_like(flat)
         return jnp.int32(0), zeros, (zeros, zeros)
 
     live = terms[0].live
+    flat, restore = zip(*(ravel_pytree(term.like) for term in terms), strict=True)
     found = chunks.fold_each(
-        list(map(adding, terms)), list(map(start, terms)), live.mask, [live.size]
+        list(map(adding, terms)), list(map(start, flat)), live.mask, [live.size]
     )
-    return [_settle(part, total)[1][0] for _, part, total in found]
+    sums = [_settle(part, total)[1][0] for _, part, total in found]
+    return [whole(x) for whole, x in zip(restore, sums, strict=True)]
 
 
-def _settle(part: Params, total: tuple[Params, Params]) -> tuple[Params, tuple[Params, Params]]:
+def _settle(
+    part: jax.Array, total: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Moves a part to the total, which is a sum and what it has too much of by rounding."""
-    total, surplus = total
-    part = jax.tree.map(jnp.subtract, part, surplus)
-    new = jax.tree.map(jnp.add, total, part)
-    surplus = jax.tree.map(lambda new, old, part: (new - old) - part, new, total, part)
-    return jax.tree.map(jnp.zeros_like, part), (new, surplus)
+    old, surplus = total
+    part = part - surplus
+    new = old + part
+    return jnp.zeros_like(part), (new, (new - old) - part)
 
 
 def evaluate(function: Callable[[Any], jax.Array], samples: Any, live: Live) -> jax.Array:

@@ -256,9 +256,9 @@ def _optimizer(
     config: Config, numbers: Mapping[str, Any], learning_rate: str
 ) -> optax.GradientTransformation:
     ascent = getattr(optax, config.optimizer)(_schedule(config, numbers[learning_rate]))
-    if "max_grad_norm" not in numbers:
-        return ascent
-    return optax.chain(optax.clip_by_global_norm(numbers["max_grad_norm"]), ascent)
+    if "max_grad_norm" in numbers:
+        ascent = optax.chain(optax.clip_by_global_norm(numbers["max_grad_norm"]), ascent)
+    return optax.flatten(ascent)  # few operations, whatever the network
 
 
 def _schedule(config: Config, learning_rate: Any) -> optax.ScalarOrSchedule:
