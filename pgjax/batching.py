@@ -155,7 +155,8 @@ def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
 def true_first(mask: jax.Array, more: int) -> tuple[jax.Array, jax.Array]:
     """Indices of the true entries, the rest of `[M + more]` the first of them, and their number.
 
-    Where none is true, all are some entry.
+    Where none is true, all are some entry. One mask after the other on a CPU: vmapped, its loop
+    would scatter, and of what scatters XLA makes no one function.
     """
     return one_at_a_time(_true_first)(mask, more)
 
