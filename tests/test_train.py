@@ -70,6 +70,16 @@ def test_non_finite_gradients_are_skipped_and_counted(bad):
     np.testing.assert_allclose(state.params, 3.0, atol=0.2)
 
 
+@pytest.mark.parametrize("bad", [None, np.nan, np.inf])
+def test_norms_and_finiteness_are_of_all_leaves(bad):
+    gradient = {"a": jnp.array([[3.0, bad or 0.0]]), "b": jnp.float32(4.0)}
+    state = train.init(KEY, jax.tree.map(jnp.zeros_like, gradient), optax.sgd(1.0))
+    state, metrics = train.step(KEY, state, lambda key, params: (gradient, {}), optax.sgd(1.0))
+    assert metrics["finite"] == (bad is None) and state.skipped == (bad is not None)
+    np.testing.assert_allclose(metrics["gradient_norm"], bad or 5, rtol=1e-6)
+    np.testing.assert_allclose(metrics["param_norm"], 0 if bad else 5, rtol=1e-6)
+
+
 def test_updates_that_overflow_are_skipped():
     gradient_fn = lambda key, params: (jnp.float32(1e30), {})
     optimizer = optax.sgd(1e30)
