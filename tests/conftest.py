@@ -1,6 +1,7 @@
 """What every test runs under: no silent rank promotion, no windows, a fixed platform."""
 
 import os
+import tempfile
 
 # Before anything imports JAX or matplotlib, in this process or in one that a test starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -11,6 +12,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # What one test compiled, in this process or another, no other one compiles again.
+    CACHE = tempfile.TemporaryDirectory(prefix="pgjax-tests-", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax
 import pytest
