@@ -40,7 +40,7 @@ COMPARISONS = {
 SMOKE = {"num_envs": 4, "num_steps": 8, "num_updates": 2}
 # Few, as one process steps them in Python; fewer updates, as it is slow.
 OF_SB3 = {"num_envs": 16, "num_updates": 20}
-ROUNDS = 5
+ROUNDS = 9
 EQUAL = {
     "all": "CartPole-v1; rows and steps of a window; updates; one step of Adam on every window; "
     "2 x 64 tanh; discount; evaluation over whole episodes, apart and untimed",
