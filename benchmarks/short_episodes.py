@@ -25,8 +25,8 @@ SETTINGS = {
 }
 SMOKE = {"num_rows": {"CartPole-v1": [2]}, "horizon": 4, "rows_a_call": 4}
 KINDS = ("segments", "episodes")
-ROUNDS = 7
-LEAST_SECONDS = 0.5
+ROUNDS = 25
+LEAST_SECONDS = 0.25
 """Seconds of a round of one program at least, as many calls as they hold."""
 
 
