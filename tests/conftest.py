@@ -13,7 +13,8 @@ os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    # What one test compiled, in this process or another, no other one compiles again.
+    # What took a test long to compile, here or in a process that it started, others find there.
+    # Where two processes must come to the same bits, one of them goes without.
     CACHE = tempfile.TemporaryDirectory(prefix="pgjax-tests-", ignore_cleanup_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"

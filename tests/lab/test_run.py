@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import os
 import random
 import shutil
 import signal
@@ -314,7 +315,7 @@ def test_a_process_killed_once_ends_as_if_never_killed(finished, tiny):
     file.write_text(config.dump(endless))
     where = directory.Directory(Path(tiny.directory) / "killed")
     command = [sys.executable, "-m", "pgjax", "train", "--devices", "1", "--config", str(file)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=compiling_itself()) as process:
         while process.poll() is None and not checkpoints.updates(where.checkpoints):
             time.sleep(0.01)
         process.kill()
@@ -341,7 +342,9 @@ def test_kill_minus_nine_at_any_moment(tmp_path):
     arguments, kills, rng = ["--config", str(file)], 0, random.Random(0)
     where = directory.Directory(tmp_path / "runs" / "killed")
     while True:
-        process = subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*command, *arguments], stdout=subprocess.DEVNULL, env=compiling_itself()
+        )
         if kills < 4:
             # Anywhere from a little before the first update to well into training.
             before = _size(where.metrics)
@@ -356,6 +359,11 @@ def test_kill_minus_nine_at_any_moment(tmp_path):
         arguments = ["--resume", str(where.path)]
     assert kills == 4
     assert contents(where) == contents(straight.directory)
+
+
+def compiling_itself():
+    """The environment of a process that does not look at what others have compiled."""
+    return os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
 
 
 def _long(tmp_path):

@@ -258,7 +258,8 @@ def written(tmp_path, name, **fields):
 
 def command(*arguments, devices=1):
     """A process of its own."""
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
+    apart = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    environment = os.environ | apart | {"JAX_NUM_CPU_DEVICES": str(devices)}
     argv = [sys.executable, "-m", "pgjax", "sweep", "--save-every", "0", *map(str, arguments)]
     return subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL)
 
