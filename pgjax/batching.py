@@ -191,14 +191,20 @@ def map_small(function: Callable[..., Any], xs: Any) -> Any:
     return jax.vmap(function)(xs)
 
 
-def once(function: Callable[[Any, Any], Any], index: jax.Array, carry: Any) -> Any:
-    """`function(index, carry)` of small operations, as the one turn of a loop.
+def once(
+    function: Callable[[Any, Any], Any], index: jax.Array, carry: Any
+) -> tuple[jax.Array, Any]:
+    """The next index and `function(index, carry)`, of small operations, as one turn of a loop.
 
     Where loops are one function (`backends.Backend.fused_loops`), so are the operations then, which
     take less time than it takes to call them. What depends neither on the index nor on the carry is
-    left outside.
+    left outside. A loop around it goes on with the index returned: counting by itself, it would
+    copy its own count at every turn.
     """
-    return jax.lax.fori_loop(index, index + 1, function, carry)
+    end = index + 1
+    go_on = lambda loop: loop[0] < end
+    turn = lambda loop: (loop[0] + 1, function(*loop))
+    return jax.lax.while_loop(go_on, turn, (index, carry))
 
 
 def choose(flag: jax.Array, new: Any, old: Any) -> Any:

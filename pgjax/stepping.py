@@ -203,26 +203,28 @@ def _play(step, rows, records, keys, start, num_steps, store, origin: Any = 0):
         rows, record = follow_all(index, rows, jax.vmap(step.act)(rows))
         return rows, store(times[index], records, jax.tree.map(lambda x: x[None], record))
 
-    def step_and_note(index, loop):
-        acted = jax.vmap(step.act)(loop[0])
+    def step_and_note(loop):
+        index, (rows, block) = loop
+        acted = jax.vmap(step.act)(rows)
 
-        def note(index, loop):
-            rows, block = loop
+        def note(index, noted):
+            rows, block = noted
             rows, record = follow_all(index, rows, acted)
             put = lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, index, 0)
             return rows, jax.tree.map(put, block, record)
 
-        return batching.once(note, index, loop)
+        return batching.once(note, index, (rows, block))
 
     num_bytes = sum(x.dtype.itemsize * math.prod(x.shape[2:]) for x in jax.tree.leaves(records))
     known = backends.current()
-    go_through = partial(jax.lax.fori_loop, 0, num_steps, unroll=min(known.unroll, num_steps))
     if not known.fused_loops or num_bytes > NARROW:
-        return go_through(step_and_store, (rows, records))
+        unroll = min(known.unroll, num_steps)
+        return jax.lax.fori_loop(0, num_steps, step_and_store, (rows, records), unroll=unroll)
     _, record = jax.eval_shape(lambda rows: follow_all(0, rows, jax.vmap(step.act)(rows)), rows)
     blank = lambda x: jnp.zeros((num_steps, *x.shape), x.dtype)
-    loop = (rows, jax.tree.map(blank, record))
-    rows, block = go_through(step_and_note, loop)
+    loop = (jnp.int32(0), (rows, jax.tree.map(blank, record)))
+    go_on = lambda loop: loop[0] < num_steps
+    _, (rows, block) = jax.lax.while_loop(go_on, step_and_note, loop)
     return rows, store(start, records, block)
 
 

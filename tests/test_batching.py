@@ -145,10 +145,11 @@ def note(index, carry):
 
 
 def test_small_operations_are_done_once():
-    once = jax.jit(
-        jax.vmap(lambda index, x: batching.once(note, index, (x, jnp.zeros(3))), (None, 0))
-    )
-    x, kept = once(2, jnp.array([5.0, 6.0]))
+    def once(index, x):
+        return batching.once(note, index, (x, jnp.zeros(3)))
+
+    index, (x, kept) = jax.jit(jax.vmap(once, (None, 0), (None, 0)))(2, jnp.array([5.0, 6.0]))
+    assert index == 3
     np.testing.assert_array_equal(x, [7, 8])
     np.testing.assert_array_equal(kept, [[0, 0, 5], [0, 0, 6]])
 
@@ -160,3 +161,19 @@ def test_small_operations_done_once_are_one_function():
 
     assert functions(lambda index, carry: batching.once(note, index, carry)) > 0
     assert functions(note) == 0
+
+
+def test_loop_that_goes_on_with_the_index_returned_does_not_copy_its_count():
+    def copies(turn):
+        def go_through(weights, carry):
+            def step(loop):
+                index, (x, kept) = loop
+                after, carry = batching.once(note, index, (jnp.tanh(weights @ x), kept))
+                return turn(index, after), carry
+
+            return jax.lax.while_loop(lambda loop: loop[0] < 9, step, (jnp.int32(0), carry))
+
+        shapes = jax.eval_shape(lambda: (jnp.zeros((9, 9)), (jnp.zeros(9), jnp.zeros((9, 9)))))
+        return jax.jit(go_through).lower(*shapes).compile().as_text().count("s32[] copy(")
+
+    assert copies(lambda index, after: after) < copies(lambda index, after: index + 1)
