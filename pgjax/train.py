@@ -74,8 +74,8 @@ def step(
     gradient, gradient_state, metrics = _lift(gradient_fn).step(
         key, state.params, state.gradient_state
     )
-    descent = jax.tree.map(jnp.negative, gradient)
-    updates, opt_state = optimizer.update(descent, state.opt_state, state.params)
+    uphill, restore = ravel_pytree(gradient)
+    updates, opt_state = optimizer.update(restore(-uphill), state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     finite = jnp.all(jnp.isfinite(_flat((gradient, params))))
     params, opt_state, gradient_state = jax.tree.map(
