@@ -37,7 +37,7 @@ def updates(setting: training.Setting, num_updates: int) -> training.Program:
     def run(key, state):
         def update(total, key):
             after, metrics = one.function(key, state)
-            return total + optax.global_norm(after.params), metrics["env_steps"]
+            return total + optax.tree.norm(after.params), metrics["env_steps"]
 
         return jax.lax.scan(update, jnp.zeros(()), jax.random.split(key, num_updates))
 
