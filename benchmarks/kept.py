@@ -12,6 +12,7 @@ import math
 import platform
 import re
 import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,6 +85,17 @@ def kind() -> str:
     return _slug(f"{devices[0].platform}-{len(devices)}-{devices[0].device_kind}")
 
 
+def code() -> dict[str, str]:
+    """What was measured, and when."""
+    from pgjax.lab import revision
+
+    here = Path(__file__).parent
+    return {
+        "commit": revision.commit(revision.PACKAGE, *here.glob("*.py")),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
 def path(benchmark: str, results: Path | None = None) -> Path:
     """Where a benchmark's result of this kind of machine is kept."""
     return (results or RESULTS) / kind() / f"{benchmark}.json"
@@ -101,7 +113,7 @@ def compare(
     settings: Mapping[str, Any] | None = None,
     results: Path | None = None,
 ) -> list[str]:
-    """Lines that say what moved since the result of this kind of machine was kept."""
+    """Lines that say what moved, or is gone, since the result of this kind of machine was kept."""
     rows = list(rows)
     before = read(path(benchmark, results))
     if not before:
@@ -116,6 +128,10 @@ def compare(
         f"({_change(move)})"
         for move in moves
     ]
+    gone = [case for case in _by_case(before["rows"]) if case not in _by_case(rows)]
+    lines += [f"not measured this time: {case}" for case in gone]
+    kept = before.get("code", {})
+    lines += [f"kept of {kept['commit']}, {kept['date']}"] if kept else []
     together = f", all by a median of {statistics.median(ratios) - 1:+.0%}" if ratios else ""
     count = f"{len(moves)} of {len(pairs)} figures"
     return [*lines, f"{benchmark}: {count} moved by more than their noise{together}"]
@@ -154,6 +170,7 @@ def keep(
     file = path(benchmark, results)
     content = {
         "command": f"python -m benchmarks.{benchmark}",
+        "code": code(),
         "machine": machine(),
         "settings": _plain(settings),
         "rows": rows,

@@ -62,6 +62,13 @@ def test_one_round_has_no_spread_and_moves_beyond_five_percent():
     assert kept.moved(rows([0]), rows([1]))
 
 
+def test_what_is_no_longer_measured_is_named(results):
+    kept.keep("toy", rows(QUIET) + rows(QUIET, size=128), results=results)
+    lines = kept.compare("toy", rows(QUIET), results=results)
+    assert "not measured this time: size 128" in lines
+    assert any(line.startswith(f"kept of {kept.code()['commit']}, ") for line in lines)
+
+
 def test_keeping_says_what_moved_and_then_keeps_it(results, capsys):
     kept.keep("toy", rows(QUIET), results=results)
     assert "nothing is kept of cpu-2-toy" in capsys.readouterr().out
@@ -78,6 +85,7 @@ def test_what_is_kept_has_command_machine_and_every_round(results):
     content = json.loads((results / "cpu-2-toy" / "toy.json").read_text())
     assert content["command"] == "python -m benchmarks.toy"
     assert content["settings"] == {"updates": 3}
+    assert content["code"] == kept.code() and set(content["code"]) == {"commit", "date"}
     assert content["machine"]["kind"] == "cpu-2-toy" and content["machine"]["processor"]
     (row,) = content["rows"]
     assert row["case"] == {"size": 64}

@@ -1,9 +1,7 @@
 """The results of a sweep as one xarray dataset, with a dimension for every hyperparameter."""
 
-import functools
 import importlib.metadata
 import json
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +12,7 @@ import xarray as xr
 import yaml
 
 from pgjax.lab import config as configs
-from pgjax.lab import machine
+from pgjax.lab import machine, revision
 from pgjax.lab.sweep import axes, design
 from pgjax.lab.sweep.axes import Range
 from pgjax.lab.sweep.chunk import Result
@@ -178,7 +176,7 @@ def _attributes(sweep: Sweep) -> dict[str, str]:
         "scales": json.dumps(scales),
         "config": yaml.safe_dump(base, sort_keys=False),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "git_commit": _git_commit(),
+        "git_commit": revision.commit(),
         "device": machine.describe(),
         "versions": json.dumps({name: importlib.metadata.version(name) for name in PACKAGES}),
     }
@@ -189,16 +187,3 @@ def _scale(levels: Sequence[Any]) -> str:
     if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in levels):
         return "choice"
     return "log" if min(levels) > 0 and max(levels) >= 100 * min(levels) else "linear"
-
-
-@functools.cache
-def _git_commit() -> str:
-    """The commit of the code that runs, where it is a clone; a mark where it was changed."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(
-            [*command, "--abbrev=40", "--exclude=*"], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip() or "unknown"
