@@ -18,10 +18,13 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+import jax
+
 from benchmarks import kept, rounds
 from pgjax.lab import machine
 
-REJAX = ["rejax==0.1.3", "gymnax==0.0.9", f"jax=={version('jax')}"]
+EXTRAS = {"gpu": "[cuda13]", "tpu": "[tpu]"}
+"""Of JAX, by the platform of its devices."""
 SHAPES = {
     "rejax's settings for CartPole": {"num_envs": 5, "num_steps": 100, "num_updates": 200},
     "16 long rows": {"num_envs": 16, "num_steps": 128, "num_updates": 49},
@@ -53,8 +56,9 @@ DIFFERENT = (
 
 
 def make_rejax(venv: Path) -> str:
-    """rejax's own interpreter."""
-    return rounds.interpreter(venv, REJAX)
+    """rejax's own interpreter, with the JAX of this one for the devices of this one."""
+    own = f"jax{EXTRAS.get(jax.default_backend(), '')}=={version('jax')}"
+    return rounds.interpreter(venv, ["rejax==0.1.3", "gymnax==0.0.9", own])
 
 
 def compare(name: str, settings: dict, num_rounds: int, rejax: str | None) -> list[kept.Row]:

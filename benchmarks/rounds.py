@@ -156,11 +156,14 @@ def serve(
     import jax
 
     options = dict(compiler_options or {})
+    # Else GPUs and TPUs would round the factors of products; a CPU has nothing to choose.
+    precision = None if jax.default_backend() == "cpu" else "float32"
 
     compiled, compile_seconds = {}, {}
     for name, program in programs.items():
         begun = time.perf_counter()
-        lowered = jax.jit(program, compiler_options=options).lower(*arguments)
+        with jax.default_matmul_precision(precision):
+            lowered = jax.jit(program, compiler_options=options).lower(*arguments)
         compiled[name] = lowered.compile()
         compile_seconds[name] = time.perf_counter() - begun
 

@@ -63,7 +63,8 @@ def start(shape: Shape, num_rows: dict[str, int], horizon: int) -> list[Side]:
             "horizon": horizon,
             "job": None if alone else [address, shape.processes, index],
         }
-        return Command(sys.executable, "benchmarks.scaling_process", settings)
+        own = {} if alone else {"JAX_LOCAL_DEVICE_IDS": str(index)}  # each its own GPU
+        return Command(sys.executable, "benchmarks.scaling_process", settings, own)
 
     return at_once(rounds.start, [command(index) for index in range(shape.processes)])
 

@@ -1,12 +1,12 @@
 """Environment steps a second of whole trainings on CartPole: pgjax beside other programs.
 
 Every program has a process of its own that is kept alive, and they train in turn, round after
-round, from the start. Steps are live ones; ratios are taken within a round. rejax, and
-Stable-Baselines3 where it is asked for, get virtual environments of their own.
+round, from the start. Steps are live ones; ratios are taken within a round. rejax and
+Stable-Baselines3 get virtual environments of their own.
 
     python -m benchmarks.side_by_side                # keeps the result
     python -m benchmarks.side_by_side --venv DIR     # keeps rejax's environment, or uses it again
-    python -m benchmarks.side_by_side --sb3 DIR      # with Stable-Baselines3, in its environment
+    python -m benchmarks.side_by_side --sb3 DIR      # the same for Stable-Baselines3's
     python -m benchmarks.side_by_side --only "actor only"        # one comparison, nothing kept
     python -m benchmarks.side_by_side --smoke        # tiny; others only with --venv, --sb3
 """
@@ -43,7 +43,7 @@ OF_SB3 = {"num_envs": 16, "num_updates": 20}
 ROUNDS = 9
 EQUAL = {
     "all": "CartPole-v1; rows and steps of a window; updates; one step of Adam on every window; "
-    "2 x 64 tanh; discount; evaluation over whole episodes, apart and untimed",
+    "2 x 64 tanh; products in float32; discount; evaluation over whole episodes, apart and untimed",
     "actor-critic": "actor and critic apart; GAE, advantages standardised over the batch; entropy "
     "bonus; half the squared error of the value",
     "actor only": "returns to go to the end of the episode or the window, standardised over the "
@@ -62,7 +62,7 @@ DIFFERENT = {
     "environments: what it can do with the whole machine",
     "Stable-Baselines3": f"{OF_SB3['num_envs']} environments stepped in turn in Python, and "
     f"{OF_SB3['num_updates']} updates; A2C; the norm of the gradient is clipped, not its entries; "
-    "orthogonal initial weights; PyTorch on all cores; gymnasium's CartPole-v1",
+    "orthogonal initial weights; PyTorch on all cores and never on a GPU; gymnasium's CartPole-v1",
 }
 
 
@@ -176,8 +176,8 @@ def main(arguments: list[str]) -> None:
         needed = not flags.smoke and "actor-critic" in chosen
         if flags.venv is not None or needed:
             rejax = rejax_sweep.make_rejax(flags.venv or Path(directory) / "rejax")
-        if flags.sb3 is not None:
-            sb3 = rounds.interpreter(flags.sb3, SB3)
+        if flags.sb3 is not None or needed:
+            sb3 = rounds.interpreter(flags.sb3 or Path(directory) / "sb3", SB3)
         rows = []
         for comparison in chosen:
             changes = SMOKE if flags.smoke else COMPARISONS[comparison]
