@@ -2,17 +2,21 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import BENCHMARKS
 from experiments import results_table
 from pgjax import estimators
-from pgjax.lab import config, experiment
+from pgjax.lab import cli, config, experiment
 from pgjax.lab.sweep import design
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)).replace("\\\n", " ")
+COMMANDS = re.findall(r"^(?:#.*?: )?(?:srun .*?)?(?:\.venv/bin/)?pgjax (.*)$", SHELL, flags=re.M)
 
 
 def run(source):
@@ -45,6 +49,28 @@ def test_oracle_example_shows_an_unbiased_pair_and_less_variance(capsys):
     (_, plain, error), (_, coupled, other_error) = lines
     assert float(coupled) < float(plain)
     assert float(error) < 1e-12 and float(other_error) < 1e-12
+
+
+def test_commands_are_found():
+    assert len(COMMANDS) > 20
+    assert {line.split()[0] for line in COMMANDS} == set(cli._commands(config.Config()))
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_are_ones_that_there_are(line):
+    argv = shlex.split(line, comments=True)
+    assert callable(cli._parse(cli._commands(cli._defaults(argv)), argv))
+
+
+def test_a_command_that_there_is_not_is_found():
+    argv = ["train", "--no-such-flag", "3"]
+    with pytest.raises(cli.RefusalError, match="no-such-flag"):
+        cli._parse(cli._commands(cli._defaults(argv)), argv)
+
+
+def test_every_benchmark_that_is_named_exists():
+    named = set(re.findall(r"python -m benchmarks\.(\w+)", README))
+    assert named and named <= set(BENCHMARKS)
 
 
 def test_every_study_is_named():
