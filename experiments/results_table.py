@@ -11,15 +11,13 @@ prints the README's table.
 """
 
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import jax
+from experiments import report
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "table.json"
@@ -66,13 +64,8 @@ def train(name: str, directory: Path) -> dict:
         "episodes": found.config.evaluation_episodes,
         "env_steps_per_seed": float(steps.mean()),
         "seconds": seconds,
-        "machine": machine(),
+        "machine": report.machine(),
     }
-
-
-def machine() -> str:
-    """What the figures were measured on."""
-    return f"{os.cpu_count()} CPU cores, {platform.machine()}, jax {jax.__version__}"
 
 
 def table(results: dict) -> str:
