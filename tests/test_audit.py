@@ -445,6 +445,18 @@ def test_audits_are_compared_against_one_reference_only():
             audit.compare(against(first), against(second))
 
 
+def test_a_gradient_that_is_its_reference_can_be_compared():
+    truth = np.arange(6.0)
+    noise = np.random.default_rng(0).normal(size=(100, 6))
+    plain = audit.summarise(truth, summed(truth[None] + noise, np.ones(100)), truth)
+    still = audit.summarise(truth, summed(truth[None] + 0 * noise, np.zeros(100)), truth)
+    assert still.mse == still.env_steps == (0, 0, 0)
+    ratios = audit.compare(plain, still)
+    assert ratios.mse[0] == ratios.trace[0] == ratios.work_env_steps[0] == np.inf
+    assert audit.compare(still, plain).mse.value == 0
+    assert np.isnan(audit.compare(still, still).mse.value)
+
+
 # Calibration. Intervals are arithmetic on sums over blocks, so that thousands of audits are made
 # from numpy's random numbers, without a compiled program.
 

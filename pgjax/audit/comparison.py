@@ -44,11 +44,12 @@ def compare(first: Audit, second: Audit) -> Comparison:
         mse, work = None, None
         if first.mse is not None and second.mse is not None:
             both = _log_mse(first) - _log_mse(second)
-            mse = intervals.log_linear(first.mse.value / second.mse.value, both, reach)
+            mean_squares = float(np.divide(first.mse.value, second.mse.value))
+            mse = intervals.log_linear(mean_squares, both, reach)
         if first.env_steps is not None and second.env_steps is not None:
             both = rows + np.asarray(one.log_env_steps) - np.asarray(two.log_env_steps)
-            steps = first.env_steps.value / second.env_steps.value
-            work = intervals.log_linear(ratio * steps, both, reach)
+            steps = np.divide(first.env_steps.value, second.env_steps.value)
+            work = intervals.log_linear(float(ratio * steps), both, reach)
         seconds = intervals.product(first.seconds, intervals.inverse(second.seconds))
         return Comparison(trace, mse, work, intervals.product(trace, seconds))
 
