@@ -1,11 +1,15 @@
 """Imports only go down, and the core neither compiles nor knows the laboratory."""
 
 import ast
+import importlib
+import inspect
+import pkgutil
 from pathlib import Path
 
 import pytest
 
 import pgjax
+from pgjax import exact
 
 ROOT = Path(pgjax.__file__).parent
 
@@ -94,6 +98,12 @@ UNCOMPILED = [path for path in CORE if part_of(path) not in MEASURING]
 @pytest.mark.parametrize("path", UNCOMPILED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_core_does_not_compile(path):
     assert not compiles(path.read_text())
+
+
+def test_no_name_of_the_oracle_hides_a_module():
+    for module in pkgutil.iter_modules(exact.__path__):
+        importlib.import_module(f"pgjax.exact.{module.name}")
+        assert inspect.ismodule(getattr(exact, module.name))
 
 
 def test_the_package_itself_imports_nothing():

@@ -14,8 +14,7 @@ from pgjax.exact.gradients import (
     natural_gradient,
 )
 from pgjax.exact.moments import Moments, all_action_moments, exact_moments
-from pgjax.exact.optimal import optimal_baseline
-from pgjax.exact.values import (
+from pgjax.exact.objectives import (
     Values,
     action_values,
     average_reward,
@@ -25,6 +24,7 @@ from pgjax.exact.values import (
     values,
     visits,
 )
+from pgjax.exact.optimal import optimal_baseline
 
 __all__ = [
     "Decomposition",

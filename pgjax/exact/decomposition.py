@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from pgjax.environments import MDP
 from pgjax.estimators import Hyper, estimator
-from pgjax.exact import credits, model, moments, values
+from pgjax.exact import credits, model, moments, objectives
 from pgjax.policies import Params, Policy
 
 
@@ -65,7 +65,7 @@ def variance_decomposition(
     norm = jnp.sum(score**2, axis=-1)
     credit = credits.moments(tables, "reward_to_go", hyper, jnp.pad(baseline, ((0, 1), (0, 0))))
     mean, square = credit.mean[..., 0], credit.square[..., 0, 0]
-    visits = values.state_probs(tables, horizon)
+    visits = objectives.state_probs(tables, horizon)
     visits *= moments.state_weights(chosen, hyper, horizon)[:, None]
     visits /= jnp.sum(visits)
     chance = visits[..., None] * tables.probs[None]

@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from pgjax import checks
 from pgjax.environments import MDP
 from pgjax.estimators import Hyper
-from pgjax.exact import model, values
+from pgjax.exact import model, objectives
 from pgjax.policies import Params, Policy
 from pgjax.score import GradientFn
 
@@ -30,7 +30,7 @@ def exact_gradient(mdp: MDP, policy: Policy, hyper: Hyper, *, horizon: int | Non
       ValueError: as `expected_return`; for what depends on the parameters, when it is called.
     """
     model.check_objective(mdp, policy, hyper, horizon)
-    objective = lambda params: values.objective(mdp, policy, params, hyper, horizon)
+    objective = lambda params: objectives.objective(mdp, policy, params, hyper, horizon)
     return _ascend(objective, "expected_return")
 
 
@@ -42,7 +42,7 @@ def average_reward_gradient(mdp: MDP, policy: Policy) -> GradientFn:
     Source: Sutton et al. 2000; Sutton & Barto 2018, section 13.6.
     """
     model.check(mdp, policy)
-    objective = lambda params: values.average_objective(mdp, policy, params)
+    objective = lambda params: objectives.average_objective(mdp, policy, params)
     return _ascend(objective, "average_reward")
 
 
@@ -60,8 +60,8 @@ def all_action_gradient(
     model.check_objective(mdp, policy, hyper, horizon)
 
     def gradient_fn(key, params):
-        exact = values.values(mdp, policy, params, hyper, horizon=horizon)
-        visits = values.visits(mdp, policy, params, hyper, horizon=horizon)
+        exact = objectives.values(mdp, policy, params, hyper, horizon=horizon)
+        visits = objectives.visits(mdp, policy, params, hyper, horizon=horizon)
         # What is never visited may have no value.
         credit = jnp.where(visits[..., None] > 0, visits[..., None] * exact.action, 0)
         ascent = lambda params: jnp.einsum(
@@ -106,7 +106,7 @@ def fisher(
     as grad J_gamma, F^-1 grad J_gamma holds the coefficients of the compatible advantages.
     Arguments and errors as `expected_return`.
     """
-    visits = values.visits(mdp, policy, params, hyper, horizon=horizon)
+    visits = objectives.visits(mdp, policy, params, hyper, horizon=horizon)
     visits = visits if horizon is None else jnp.sum(visits, axis=0)
     weight = visits[:, None] * model.action_probs(mdp, policy, params)
     score = model.scores(mdp, policy, params)
@@ -118,7 +118,7 @@ def hessian(
 ) -> jax.Array:
     """The Hessian of J_gamma in the flattened parameters, `[D, D]`; errors as `expected_return`."""
     flat, unravel = ravel_pytree(model.precise(params))
-    objective = lambda flat: values.expected_return(
+    objective = lambda flat: objectives.expected_return(
         mdp, policy, unravel(flat), hyper, horizon=horizon
     )
     return jax.hessian(objective)(flat)

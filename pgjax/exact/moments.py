@@ -19,7 +19,7 @@ from jax.flatten_util import ravel_pytree
 from pgjax import baselines, checks, estimators
 from pgjax.environments import MDP
 from pgjax.estimators import Estimator, Hyper
-from pgjax.exact import credits, enumeration, episode, model, values
+from pgjax.exact import credits, enumeration, episode, model, objectives
 from pgjax.exact.model import Model
 from pgjax.policies import Params, Policy
 
@@ -127,7 +127,7 @@ def all_action_moments(
     estimator = estimators.estimator("reward_to_go", "none", state_weighting)
     check(estimator, hyper, horizon, num_episodes)
     if action_value is None:
-        action_value = values.values(mdp, policy, params, hyper, horizon=horizon).action
+        action_value = objectives.values(mdp, policy, params, hyper, horizon=horizon).action
     action_value = jnp.asarray(action_value)
     tables = model.build(mdp, policy, params)
     shape = tables.probs.shape
@@ -158,7 +158,7 @@ def _against_truth(mdp, policy, params, hyper, horizon, mean, trace) -> Moments:
     """Moments with the bias of a mean `[D]` against grad J_gamma."""
     params = model.precise(params)
     mean = ravel_pytree(params)[1](mean)
-    truth = jax.grad(values.objective(mdp, policy, params, hyper, horizon))(params)
+    truth = jax.grad(objectives.objective(mdp, policy, params, hyper, horizon))(params)
     return Moments(mean, trace, jax.tree.map(jnp.subtract, mean, truth))
 
 
@@ -183,7 +183,7 @@ def _recursive(problem: _Problem):
     credit = credits.moments(tables, estimator.form, hyper, value)
     if estimator.baseline not in baselines.COUPLED:
         return _alone(problem, credit, _baseline(estimator, hyper, value))
-    probs = values.state_probs(tables, len(weight))
+    probs = objectives.state_probs(tables, len(weight))
     spent = jnp.einsum("ts,sa,tsa->t", probs, tables.probs, credit.mean[..., -1])
     squares = jnp.einsum("ts,sa,tsa->t", probs, tables.probs, credit.square[..., -1, -1])
     mean, own = _alone(problem, credit, jnp.broadcast_to(spent[:, None], probs.shape))

@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from pgjax import checks
 from pgjax.environments import MDP
 from pgjax.estimators import Estimator, Hyper
-from pgjax.exact import credits, episode, model, moments, values
+from pgjax.exact import credits, episode, model, moments, objectives
 from pgjax.policies import Params, Policy
 
 DEPENDS_ON = ("nothing", "parameter", "time", "state", "state_and_time")
@@ -93,7 +93,7 @@ def _products(tables, score, estimator, hyper, given, weight, axis):
     """E[s_t o X; s_t = s] and E[s_t o s_t; s_t = s], summed over one of the axes of `[T, S, D]`."""
     credit = credits.moments(tables, estimator.form, hyper, given).mean
     rec = credits.recursion(tables, estimator.form, hyper, given)
-    probs = values.state_probs(tables, len(weight))
+    probs = objectives.state_probs(tables, len(weight))
     last = jnp.eye(len(rec.carry), dtype=score.dtype)[-1]
 
     def forward(past, inputs):

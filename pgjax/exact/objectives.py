@@ -1,4 +1,4 @@
-"""Values, state distributions and the return itself, exactly, on a finite MDP.
+"""Objectives, values and state distributions, exactly, on a finite MDP.
 
 A horizon of T steps gives the finite-horizon objective, whose values depend on the time; None gives
 the infinite one, discounted, or undiscounted where every episode ends.
