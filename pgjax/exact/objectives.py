@@ -103,8 +103,11 @@ def visits(
     return state_probs(tables, horizon) * _powers(hyper.discount, horizon)[:, None]
 
 
-def action_values(mdp: MDP, policy: Policy, hyper: Hyper, *, horizon: int):
+def action_values(mdp: MDP, policy: Policy, hyper: Hyper, *, horizon: int | None):
     """Exact Q for `gradients.all_action_gradient`: `(params, trajectory) -> [N, T, A]`.
+
+    Q_t(s_t, .) for rows of `horizon` steps; Q(s_t, .) of the infinite horizon, whatever the length
+    of the rows, where it is None.
 
     Raises:
       ValueError: aliased states, whose Q cannot be told from what is observed; and as in
@@ -116,6 +119,8 @@ def action_values(mdp: MDP, policy: Policy, hyper: Hyper, *, horizon: int):
 
     def look_up(params: Params, trajectory: Trajectory) -> jax.Array:
         table = values(mdp, policy, params, hyper, horizon=horizon).action
+        if horizon is None:
+            return table[trajectory.obs]
         return table[jnp.arange(horizon)[None], trajectory.obs]
 
     return look_up

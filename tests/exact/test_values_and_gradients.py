@@ -293,6 +293,9 @@ def test_action_values_are_looked_up_by_time_and_state():
     value = enumeration.values(case.problem, 0.8)
     table = enumeration.action_values(case.problem, 0.8, value[1:])
     close(look_up(case.params, trajectory), table[np.arange(3), np.asarray(obs)])
+    look_up = exact.action_values(case.mdp, case.policy, Hyper(0.8), horizon=None)
+    table = exact.values(case.mdp, case.policy, case.params, Hyper(0.8), horizon=None).action
+    close(look_up(case.params, trajectory), np.asarray(table)[np.asarray(obs)])
 
 
 # --- the short corridor ---------------------------------------------------------------------------
