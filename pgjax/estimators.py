@@ -299,11 +299,12 @@ def value_target(estimator: Estimator, steps: Steps, hyper: Hyper) -> jax.Array:
     return form + steps.value if estimator.form in ADVANTAGES else form
 
 
-def check_rows(estimator: Estimator, num_rows: int) -> None:
+def check_rows(estimator: Estimator, num_rows: int, argument: str = "num_episodes") -> None:
     """Raises `ValueError` for a single row with a baseline that looks at others."""
     if estimator.baseline in baselines.COUPLED:
-        reason = f"baseline {estimator.baseline!r} is computed from other episodes"
-        checks.at_least("num_episodes", num_rows, 2, reason)
+        others = argument.removeprefix("num_")
+        reason = f"baseline {estimator.baseline!r} is computed from other {others}"
+        checks.at_least(argument, num_rows, 2, reason)
 
 
 def check_hyper(hyper: Hyper) -> None:

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pgjax import baselines, checks, estimators, rollout
+from pgjax import checks, estimators, rollout
 from pgjax.estimators import Estimator, Hyper
 from pgjax.gradients.policy import both_parts, check_counts, check_estimator, policy_part
 from pgjax.gradients.samples import READ
+from pgjax.gradients.segments import episode_ends
 from pgjax.policies import Policy, ValueFunction
 from pgjax.rollout import Rows, Trajectory
 from pgjax.score import StatefulGradientFn
@@ -190,9 +191,7 @@ def _window_gradient(
     """Weighs the scores of a window by what Psi makes of reward minus eta, step for step."""
     check_counts(num_rows=num_rows, horizon=horizon, chunk_size=chunk_size)
     checks.within("eta_step_size", eta_step_size, 0, 1)
-    if estimator.baseline in baselines.COUPLED:
-        reason = f"baseline {estimator.baseline!r} is computed from other rows"
-        checks.at_least("num_rows", num_rows, 2, reason)
+    estimators.check_rows(estimator, num_rows, "num_rows")
     if renewal and jax.tree.leaves(policy.initial_state()):
         raise ValueError(f"renewal={renewal} does not go with a policy with memory")
 
@@ -215,7 +214,7 @@ def _window_gradient(
         metrics = {
             "reward": reward,
             "eta": state.eta,
-            "ends": _num_ends(trajectory, rows),
+            "ends": jnp.sum(episode_ends(trajectory, rows), dtype=jnp.int32),
             "env_steps": jnp.int32(trajectory.mask.size),
         }
         if renewal:
@@ -237,12 +236,6 @@ def _window_gradient(
         return gradient, WindowState(rows, eta.astype(state.eta.dtype)), metrics | value_metrics
 
     return StatefulGradientFn(init, step)
-
-
-def _num_ends(trajectory: Trajectory, rows: Rows) -> jax.Array:
-    """Episodes that ended in a window; its last step is cut whether one ended there or not."""
-    inside = (trajectory.terminated | trajectory.truncated)[:, :-1]
-    return jnp.sum(inside, dtype=jnp.int32) + jnp.sum(rows.elapsed == 0, dtype=jnp.int32)
 
 
 def _one_chain(trajectory: Trajectory, rows: Rows) -> Trajectory:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from pgjax import baselines, checks, estimators, rollout, sharding
+from pgjax import checks, estimators, rollout, sharding
 from pgjax.estimators import Estimator, Hyper
 from pgjax.gradients.policy import both_parts, check_counts, check_estimator, policy_part
 from pgjax.gradients.samples import READ
@@ -95,9 +95,7 @@ def segment_gradient(
     checks.choice("form", estimator.form, sorted(estimators.BOOTSTRAPPING))
     checks.choice("state_weighting", estimator.state_weighting, ["uniform"])
     check_estimator(estimator, hyper, value_function)
-    if estimator.baseline in baselines.COUPLED:
-        reason = f"baseline {estimator.baseline!r} is computed from other rows"
-        checks.at_least("num_rows", num_rows, 2, reason)
+    estimators.check_rows(estimator, num_rows, "num_rows")
 
     def init(key, params):
         rows = rollout.start(key, env, env_params, policy, num_rows=num_rows)
@@ -130,7 +128,7 @@ def segment_gradient(
             policy_state=state.rows.policy_state,
             mesh=mesh,
         )
-        ends = _ends(trajectory, rows)
+        ends = episode_ends(trajectory, rows)
         under_way, ended = _tally(trajectory.reward, ends, hyper.discount, state)
         metrics |= ended | {
             "ends": jnp.sum(ends, dtype=jnp.int32),
@@ -141,7 +139,7 @@ def segment_gradient(
     return StatefulGradientFn(init, step)
 
 
-def _ends(trajectory: Trajectory, rows: Rows) -> jax.Array:
+def episode_ends(trajectory: Trajectory, rows: Rows) -> jax.Array:
     """Where episodes ended, `[N, T]`; the last step is cut whether one ended there or not."""
     return (trajectory.terminated | trajectory.truncated).at[:, -1].set(rows.elapsed == 0)
 
