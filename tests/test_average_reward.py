@@ -393,6 +393,7 @@ def test_bad_input(arguments, message):
         ({"beta": float("nan")}, "beta=nan"),
         ({"baseline": "leave_one_ou"}, "did you mean 'leave_one_out'"),
         ({"baseline": "value"}, "needs a value function"),
+        ({"baseline": "constant"}, "baseline='constant' has no number"),
         ({"baseline": "leave_one_out", "num_rows": 1}, "num_rows=1"),
         ({"num_rows": 0}, "num_rows=0"),
     ],

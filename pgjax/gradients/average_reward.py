@@ -138,7 +138,7 @@ def gpomdp(
       beta: decay of the trace, in [0, 1).
       num_rows: N.
       horizon: steps a window, T; long against 1 / (1 - beta).
-      baseline: any that needs no value.
+      baseline: any that needs neither a value nor a number.
       entropy_cost: weight of the entropy bonus.
       eta_step_size: of the running average.
       renewal: whether the trace goes on where an episode ends; otherwise it is cut there.
@@ -148,14 +148,19 @@ def gpomdp(
       A `StatefulGradientFn`, with the metrics of `average_reward_gradient`.
 
     Raises:
-      ValueError: counts below one, beta outside [0, 1), an unknown baseline or one that needs
-        values, too few rows for it, or renewal with memory.
+      ValueError: counts below one, beta outside [0, 1), an unknown baseline, `constant` or one that
+        needs values, too few rows for it, or renewal with memory.
 
     Source: Baxter & Bartlett 2001, "Infinite-Horizon Policy-Gradient Estimation".
     """
     checks.within("beta", beta, 0, 1)
     if not checks.is_traced(beta) and float(beta) == 1:
         raise ValueError(f"beta={beta!r} must be below 1: the trace has to decay")
+    if baseline == "constant":
+        raise ValueError(
+            "baseline='constant' has no number to subtract here: eta is already subtracted from "
+            "every reward; choose 'none'"
+        )
     estimator = estimators.estimator("reward_to_go", baseline, "uniform")
     hyper = Hyper(discount=beta, entropy_cost=entropy_cost)
     check_estimator(estimator, hyper, value_function=None)
