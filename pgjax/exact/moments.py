@@ -24,10 +24,11 @@ from pgjax.exact.model import Model
 from pgjax.policies import Params, Policy
 
 POLYNOMIAL = frozenset({"none", "constant", "value", "batch_mean", "leave_one_out"})
-"""Baselines whose estimators are polynomials of returns and scores, in any form of `FORMS`."""
+"""Baselines whose estimators are polynomials of returns and scores, in any form of `CLOSED`."""
 
-FORMS = credits.RECURSIVE | {"total_return"}
-"""Forms whose moments are known; with others, and other baselines, outcomes are enumerated."""
+CLOSED = credits.RECURSIVE | {"total_return"}
+"""Forms whose moments close under a recursion; with others, and other baselines, outcomes are
+enumerated."""
 
 
 class Moments(NamedTuple):
@@ -84,7 +85,7 @@ def exact_moments(
     """
     check(estimator, hyper, horizon, num_episodes)
     given = given_values(mdp, estimator, value, horizon)
-    if estimator.baseline in POLYNOMIAL and estimator.form in FORMS:
+    if estimator.baseline in POLYNOMIAL and estimator.form in CLOSED:
         problem = _Problem(
             tables=model.build(mdp, policy, params),
             score=model.scores(mdp, policy, params),
