@@ -78,7 +78,7 @@ def grad_eta(logits):
 
 
 def mean_credit(following):
-    """E_mu[s (r + following[s'])] of the softmax policy, `[S, A]`."""
+    """E_mu[u (r + following[s'])] of the softmax policy, u its score, `[S, A]`."""
     policy = softmax(LOGITS)
     q = np.einsum("sak,sak->sa", TRANSITION, REWARD + following[None, None])
     centred = q - np.sum(policy * q, axis=1, keepdims=True)
@@ -215,7 +215,7 @@ def test_gpomdp_has_the_mean_of_its_bias(beta):
 
 
 def test_the_trace_is_the_reward_to_go_at_rate_beta():
-    """z_t = beta z_{t-1} + s_t and sum_t z_t r_t, row for row, and cut where an episode ends."""
+    """z_t = beta z_{t-1} + u_t and sum_t z_t r_t, row for row, and cut where an episode ends."""
     random, beta = np.random.default_rng(3), 0.8
     policy = policies.tabular(NUM_STATES, NUM_ACTIONS)
     ends = random.random((4, HORIZON)) < 0.2

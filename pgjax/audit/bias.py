@@ -32,7 +32,7 @@ def hotelling(
 ) -> BiasTest | None:
     """Hotelling's test on the numerical range of the covariance.
 
-        T^2 = d' V^+ d,   (nu - k + 1) / (k nu) T^2 ~ F(k, nu - k + 1)
+        T^2 = d^T V^+ d,   (nu - k + 1) / (k nu) T^2 ~ F(k, nu - k + 1)
 
     Shift-invariant logits make V singular. A deviation outside its range is shared by all the
     replicates, and is named but not judged: it cannot be told from one that a rare replicate, of a

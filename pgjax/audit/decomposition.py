@@ -31,10 +31,10 @@ class Sums(NamedTuple):
 
     weight: Any
     square: Any  # of W^2
-    trajectory: Any  # of Var(G | s, a) |s|^2
-    second: Any  # of E[(Q - b)^2 |s|^2 | s]
-    centre: Any  # of |E[(Q - b) s | s]|^2
-    mean: Any  # [D] of v, one estimate of E[(Q - b) s | s] an episode
+    trajectory: Any  # of Var(G | s, a) |u|^2, u the score
+    second: Any  # of E[(Q - b)^2 |u|^2 | s]
+    centre: Any  # of |E[(Q - b) u | s]|^2
+    mean: Any  # [D] of v, one estimate of E[(Q - b) u | s] an episode
     own: Any  # of W |v|^2
 
 
@@ -57,16 +57,16 @@ def variance_decomposition(
 ) -> Decomposition:
     """The law of total variance for one step's term of the policy gradient, by nested sampling.
 
-        g = (G_t - b(s)) s,   s = grad log pi(a | s)
-        trajectory = E[Var(G_t | s, a) |s|^2]
-        action     = E[tr Var_a((Q_t(s, a) - b(s)) s | s)]
-        state      = tr Var(E_a[Q_t(s, a) s | s])
+        g = (G_t - b(s)) u,   u = grad log pi(a | s)
+        trajectory = E[Var(G_t | s, a) |u|^2]
+        action     = E[tr Var_a((Q_t(s, a) - b(s)) u | s)]
+        state      = tr Var(E_a[Q_t(s, a) u | s])
 
     The step is drawn from the visits of an episode, as in `exact.variance_decomposition`. From its
     state the episode is restarted with several actions, several times each, and every part is
     estimated by products of independent samples, without bias but for the ratio to the number of
     visits. The variance of returns is that of rollouts from the same state and action: it has the
-    mean of E[(G^2 - Q^2) |s|^2], but not its noise. A baseline that is near the values also lowers
+    mean of E[(G^2 - Q^2) |u|^2], but not its noise. A baseline that is near the values also lowers
     the noise of the state's part, and one that is far off, as a value that does not know the time
     may be, adds to it.
 

@@ -104,7 +104,7 @@ def quadratic(value: float, linear: float, slope: float, floor: float, reach: fl
 
     Args:
       value: estimate of |mu|^2, possibly negative.
-      linear: variance of the linear part, 4 mu' V mu, with V the covariance of the estimate of
+      linear: variance of the linear part, 4 mu^T V mu, with V the covariance of the estimate of
         mu; estimated, and possibly negative.
       slope: how much of it comes and goes with each unit of |mu|^2.
       floor: variance that is left where mu is zero: 2 tr V^2.

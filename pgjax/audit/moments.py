@@ -15,7 +15,7 @@ class Moments(NamedTuple):
 
     count: np.float64  # replicates, N
     mean: np.ndarray  # [D]
-    rows: np.ndarray  # [B, D] on the mean; rows' rows is the covariance of the mean
+    rows: np.ndarray  # [B, D] on the mean; rows^T rows is the covariance of the mean
     variance: np.ndarray  # [D] of each coordinate of a replicate
     covariance: np.ndarray | None  # [D, D] of a replicate
     trace: float
@@ -93,8 +93,9 @@ def squared_length(
 
         |v|^2 - tr V,   V the covariance of v
 
-    The linear part of its variance, 4 v'V v, is followed along V v, in which v moves, not along v:
-    where the noisy part of v has come out small, v says little of how much larger it may be.
+    The linear part of its variance, 4 v^T V v, is followed along V v, the direction in which v
+    moves, and not along v: where the noisy part of v has come out small, v says little about how
+    much larger it may be.
     """
     noise, square = found.trace / found.count, found.squared_covariance()
     pulled = found.pulled(vector)
@@ -136,7 +137,7 @@ def cosine(found: Moments, other: Moments | None, truth: np.ndarray, reach: floa
 
 
 def gram_square(rows: np.ndarray) -> float:
-    """tr V^2 of a covariance V = rows' rows, without what sampling the rows adds to it.
+    """tr V^2 of a covariance V = rows^T rows, without what sampling the rows adds to it.
 
     Unbiased for Gaussian rows, which means of blocks nearly are.
 
@@ -172,7 +173,7 @@ def _fourth(sums: Sums, spread: float) -> np.ndarray:
 
     Args:
       sums: of x.
-      spread: m' E[x x'] m.
+      spread: m^T E[x x^T] m.
     """
     mean = sums.x / np.asarray(sums.count)[..., None]
     norm = np.sum(mean**2, axis=-1)
@@ -187,7 +188,7 @@ def _fourth(sums: Sums, spread: float) -> np.ndarray:
 
 
 def _spread(blocks: Blocks, centre: np.ndarray) -> float:
-    """centre' E[x x'] centre from the means of blocks, those that the pilot saw left out."""
+    """centre^T E[x x^T] centre from the means of blocks, without those that the pilot saw."""
     sums, num_blocks = blocks.sums, len(blocks.sums.count)
     first = -(-pilots(blocks.num_replicates) * num_blocks // blocks.num_replicates)
     first = first if first < num_blocks // 2 else 0

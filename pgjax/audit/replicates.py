@@ -38,7 +38,7 @@ class Blocks(NamedTuple):
     """All that is kept of the replicates, on the host."""
 
     sums: Sums
-    scatter: np.ndarray  # [D, D] sum of x x', or its diagonal [D]
+    scatter: np.ndarray  # [D, D] sum of x x^T, or its diagonal [D]
     pilot: np.ndarray  # [D]
     unit: float
     precision: float  # machine epsilon of the gradients

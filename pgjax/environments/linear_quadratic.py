@@ -16,7 +16,7 @@ from pgjax.environments.tabular import UNLIMITED
 class LQG(NamedTuple):
     """A linear system with Gaussian noise and quadratic costs; its episodes have no natural end.
 
-    s_0 ~ N(m, P),   s' = A s + B a + w,   w ~ N(0, W),   r = -(s' Q s + a' R a)
+    s_0 ~ N(m, P),   s' = A s + B a + w,   w ~ N(0, W),   r = -(s^T Q s + a^T R a)
 
     The reward is that of the state and the action before the move. S and A are dimensions.
     """

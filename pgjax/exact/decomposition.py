@@ -31,10 +31,10 @@ def variance_decomposition(
 ) -> Decomposition:
     """The law of total variance for one step's term of the policy gradient.
 
-        g = (G_t - b_t(s)) s,   s = grad log pi(a | s)
-        trajectory = E[Var(G_t | s, a) |s|^2]
-        action     = E[tr Var_a((Q_t(s, a) - b_t(s)) s | s)]
-        state      = tr Var(E_a[Q_t(s, a) s | s])
+        g = (G_t - b_t(s)) u,   u = grad log pi(a | s)
+        trajectory = E[Var(G_t | s, a) |u|^2]
+        action     = E[tr Var_a((Q_t(s, a) - b_t(s)) u | s)]
+        state      = tr Var(E_a[Q_t(s, a) u | s])
 
     The step is drawn from the visits of an episode, (t, s) in proportion to w_t P(s_t = s). A
     baseline changes the part of the action only, an action-dependent one could remove it, and

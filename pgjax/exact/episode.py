@@ -11,7 +11,7 @@ from pgjax.exact.model import Model
 
 
 class Joint(NamedTuple):
-    """E[R^i], E[R^i S] and E[R^i S o S] for i = 0, 1, 2; S is the sum of an episode's scores."""
+    """E[R^i], E[R^i U] and E[R^i U o U] for i = 0, 1, 2; U is the sum of an episode's scores."""
 
     power: jax.Array  # [3]
     score: jax.Array  # [3, D]
@@ -21,7 +21,7 @@ class Joint(NamedTuple):
 def joint(tables: Model, score: jax.Array, hyper: Hyper, horizon: int) -> Joint:
     """Joint moments of an episode, from those of what follows its first step.
 
-        R^i = sum_j C(i, j) r^(i-j) gamma^j R'^j,   S = s + S'
+        R^i = sum_j C(i, j) r^(i-j) gamma^j R'^j,   U = u + U'
 
     Args:
       tables: the MDP under the policy.

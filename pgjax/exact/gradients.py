@@ -100,7 +100,7 @@ def fisher(
 ) -> jax.Array:
     """The Fisher matrix of the policy under its discounted visits, `[D, D]`.
 
-        F = sum_t sum_s gamma^t P(s_t = s) sum_a pi(a | s) s_{s,a} s_{s,a}',   s = grad log pi
+        F = sum_t sum_s gamma^t P(s_t = s) sum_a pi(a | s) u u^T,   u = grad log pi(a | s)
 
     In the flattened parameters, the order of `ravel_pytree`. Not normalised: with the same measure
     as grad J_gamma, F^-1 grad J_gamma holds the coefficients of the compatible advantages.

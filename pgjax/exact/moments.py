@@ -5,7 +5,7 @@ with one component, or n of them for the n-step return. The gradient is one too,
 
     g_t = w_t (y_t - b_t(s_t)) grad log pi(a_t | s_t) + g_{t+1},
 
-so that E[y|s], E[y y'|s], E[g|s], E[y g|s] and E[|g|^2|s] follow from those one step later. No
+so that E[y|s], E[y y^T|s], E[g|s], E[y g|s] and E[|g|^2|s] follow from those one step later. No
 trajectory is enumerated, and the cost is O(T S^2 A D) for D parameters; baselines of the batch look
 at all pairs of times, which adds O(T^2 S^2 A).
 """
@@ -55,7 +55,7 @@ def exact_moments(
     Any horizon, without enumeration, for all forms with the baselines in `POLYNOMIAL`, whichever
     state weighting. Batches with `batch_mean` and `leave_one_out` are U-statistics of order two,
 
-        g = 1/K sum_i X_ii - 1/(K (K-1)) sum_{i != j} X_ij,   X_ij = sum_t w_t s_it (y_jt - E y_t)
+        g = 1/K sum_i X_ii - 1/(K (K-1)) sum_{i != j} X_ij,   X_ij = sum_t w_t u_it (y_jt - E y_t)
 
     whose two sums are uncorrelated. The other baselines divide by counts or spreads of the batch,
     which no polynomial does: they are enumerated, on tiny problems only. Differentiable in
@@ -237,10 +237,10 @@ def _alone(problem: _Problem, credit: credits.Credit, baseline: jax.Array):
 
 
 def _products(problem: _Problem, credit: jax.Array, probs: jax.Array) -> jax.Array:
-    """sum_{t,u} w_t w_u E[s_t y_u] . E[s_u y_t], over all pairs of times.
+    """sum_{t,k} w_t w_k E[u_t y_k] . E[u_k y_t], over all pairs of times.
 
-    For t < u the first factor looks ahead and the second is K^(u-t) E[y_u s_u]: of y_t, only what
-    comes after u depends on the action at u.
+    For t < k the first factor looks ahead and the second is K^(k-t) E[y_k u_k]: of y_t, only what
+    comes after k depends on the action at k.
     """
     tables, score, weight, rec = problem.tables, problem.score, problem.weight, problem.recursion()
     horizon = len(weight)
@@ -252,11 +252,11 @@ def _products(problem: _Problem, credit: jax.Array, probs: jax.Array) -> jax.Arr
         return last @ rec.carry, last
 
     last = jnp.eye(len(rec.carry), dtype=score.dtype)[-1]
-    _, powers = jax.lax.scan(power, last, length=horizon)  # [T, M] e' K^j
+    _, powers = jax.lax.scan(power, last, length=horizon)  # [T, M] e^T K^j
 
     def back(ahead, inputs):
         time, visits, weight_t, expected = inputs
-        # E[y_u | s_t, a_t] of every later u; zero where u <= t.
+        # E[y_k | s_t, a_t] of every later k; zero where k <= t.
         seen = tables.expect_next(ahead.T)
         later = jnp.arange(horizon) - time
         factor = jnp.where((later > 0)[:, None], powers[jnp.clip(later, 0)], 0)
@@ -272,11 +272,11 @@ def _products(problem: _Problem, credit: jax.Array, probs: jax.Array) -> jax.Arr
 
 
 def _total_return(problem: _Problem):
-    """Mean and trace of S (R - b), alone or as the sample covariance of R and S."""
+    """Mean and trace of U (R - b), alone or as the sample covariance of R and U."""
     tables, score, estimator, hyper, _, weight, k = problem
     powers, gradients, squares = episode.joint(tables, score, hyper, len(weight))
     (_, mean, square), gradient = powers, gradients[1]
-    normal, product, both = jnp.sum(squares, axis=-1)  # E[R^i |S|^2]
+    normal, product, both = jnp.sum(squares, axis=-1)  # E[R^i |U|^2]
     norm = jnp.sum(gradient**2)
     if estimator.baseline not in baselines.COUPLED:
         b = hyper.constant if estimator.baseline == "constant" else 0.0

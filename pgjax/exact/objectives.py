@@ -262,7 +262,7 @@ def _resolvent(tables: Model, hyper: Hyper) -> jax.Array:
 
 def _stationary(tables: Model) -> jax.Array:
     ones = jnp.ones_like(tables.initial)
-    # mu (I - P + 1 1') = 1', which is regular for an irreducible chain.
+    # mu (I - P + 1 1^T) = 1^T, which is regular for an irreducible chain.
     matrix = jnp.eye(len(ones), dtype=ones.dtype) - tables.move + 1
     return jnp.linalg.solve(matrix.T, ones)
 

@@ -29,14 +29,15 @@ def optimal_baseline(
 ) -> Any:
     """The baseline that minimises the trace of a single episode's covariance.
 
-    With X = sum_u w_u s_u y_u the gradient without a baseline, and since scores at different times
-    are uncorrelated,
+    With the scores u_t = grad log pi(a_t | s_t), which are uncorrelated between times, and the
+    gradient without a baseline, X = sum_k w_k u_k y_k,
 
-        b_t(s) = E[s_t . X | s_t = s] / (w_t E[|s_t|^2 | s_t = s])
+        b_t(s) = E[u_t . X | s_t = s] / (w_t E[|u_t|^2 | s_t = s])
 
     and numerator and denominator are summed, with weights w_t P(s_t = s) and w_t^2 P(s_t = s), over
-    what the baseline does not look at. For the total return X = S R and b = E[|S|^2 R] / E|S|^2. A
-    baseline for each parameter takes the products of single entries instead of inner products.
+    what the baseline does not look at. For the total return X = U R and b = E[|U|^2 R] / E|U|^2,
+    where U = sum_t u_t. A baseline for each parameter takes the products of single entries instead
+    of inner products.
 
     Args:
       mdp: transition, reward, initial and terminal states.
@@ -90,14 +91,14 @@ def optimal_baseline(
 
 
 def _products(tables, score, estimator, hyper, given, weight, axis):
-    """E[s_t o X; s_t = s] and E[s_t o s_t; s_t = s], summed over one of the axes of `[T, S, D]`."""
+    """E[u_t o X; s_t = s] and E[u_t o u_t; s_t = s], summed over one of the axes of `[T, S, D]`."""
     credit = credits.moments(tables, estimator.form, hyper, given).mean
     rec = credits.recursion(tables, estimator.form, hyper, given)
     probs = objectives.state_probs(tables, len(weight))
     last = jnp.eye(len(rec.carry), dtype=score.dtype)[-1]
 
     def forward(past, inputs):
-        """sum_{u<t} w_u E[s_u; s_t = s] times what y_u takes of y_t, [M, S, D]."""
+        """sum_{k<t} w_k E[u_k; s_t = s] times what y_k takes of y_t, [M, S, D]."""
         probs, weight = inputs
         now = jnp.einsum("s,sa,sad,sak->kd", probs, tables.probs, score, tables.transition)
         now *= weight * tables.live[:, None]

@@ -38,8 +38,8 @@ def average_reward_gradient(
 ) -> StatefulGradientFn:
     """Gradient of the average reward eta, from windows of persistent rows.
 
-        grad eta = E_mu[ s (r - eta + h(s') - h(s)) ],   s = grad log pi(a | s)
-        g        = 1/(N T) sum_i sum_t s_it Psi_it       with r - eta for the reward, and discount 1
+        grad eta = E_mu[ u (r - eta + h(s') - h(s)) ],   u = grad log pi(a | s)
+        g        = 1/(N T) sum_i sum_t u_it Psi_it       with r - eta for the reward, and discount 1
 
     A mean over steps as well as rows, because the objective is a reward per step. The td residual
     and GAE are differential ones here, and the value function is the differential value h, which
@@ -122,12 +122,12 @@ def gpomdp(
 ) -> StatefulGradientFn:
     """GPOMDP(beta): the average reward's gradient by an eligibility trace, without any values.
 
-        g = 1/(N T) sum_i sum_t z_it (r_it - eta),   z_it = beta z_{i,t-1} + s_it
+        g = 1/(N T) sum_i sum_t z_it (r_it - eta),   z_it = beta z_{i,t-1} + u_it
 
     The trace starts at zero in every window, so that summed the other way round it is the
-    reward-to-go at rate beta, 1/(N T) sum_i sum_t s_it sum_{k>=t} beta^(k-t) (r_ik - eta), and is
+    reward-to-go at rate beta, 1/(N T) sum_i sum_t u_it sum_{k>=t} beta^(k-t) (r_ik - eta), and is
     computed so. Biased: in the stationary distribution, and but for the end of the window, its
-    mean is E_mu[s Q_beta] with the values of discount beta, which tends to grad eta as
+    mean is E_mu[u Q_beta] with the values of discount beta, which tends to grad eta as
     beta -> 1 while the variance grows; the window's end takes O(1 / ((1 - beta) T)) of it. eta is
     as in `average_reward_gradient`: a constant that lowers the variance and leaves the mean alone.
 

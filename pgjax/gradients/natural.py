@@ -40,7 +40,7 @@ def natural_gradient(
     """Natural policy gradient of fresh episodes, as a `GradientFn`.
 
         (F + damping I) x = g
-        F = 1/N sum_i sum_t w_t s_it s_it',   s_it = grad log pi(a_it | s_it)
+        F = 1/N sum_i sum_t w_t u_it u_it^T,   u_it = grad log pi(a_it | s_it)
 
     g is the policy gradient of the estimator and w_t its state weighting, so that both are means
     over the same visits. F is unbiased for the Fisher information that Kakade defines, summed
@@ -49,7 +49,7 @@ def natural_gradient(
     how the policy is parametrised, up to damping and to first order. F is never formed.
 
     The actions in F are those taken, even where the sum over all of them could be had. Any
-    distribution will then do, and g = sum w_t s_t Psi_t lies in the range of F, so that the
+    distribution will then do, and g = sum w_t u_t Psi_t lies in the range of F, so that the
     system has a solution without damping too: the least-squares fit of the weights Psi by the
     scores, the compatible function approximation.
 
@@ -130,7 +130,7 @@ def fisher_product(
     policy: Policy,
     chunk_size: int | None,
 ) -> Callable[[Params], Params]:
-    """The map x -> 1/N sum_i sum_t w_it s_it (s_it . x) for weights `[N, T]`."""
+    """The map x -> 1/N sum_i sum_t w_it u_it (u_it . x) for weights `[N, T]`."""
     samples, live, distributions = policy_samples(policy, trajectory, weight, chunk_size)
     num_rows = len(trajectory.mask)
 

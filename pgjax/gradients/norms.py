@@ -29,10 +29,10 @@ def squared_norms(
 ) -> jax.Array:
     """|g_i|^2 of the gradient of each row, g_i = sum_t Psi_it grad log pi(a_it | s_it).
 
-    The gradient of a dense layer is a sum of outer products over time, G = sum_t x_t d_t', of what
+    The gradient of a dense layer is a sum of outer products over time, G = sum_t x_t d_t^T, of what
     goes in and what comes back. Its norm is had in two ways, whichever multiplies less,
 
-        |G|^2 = |X' D|^2 = sum_{t,u} (x_t . x_u) (d_t . d_u)
+        |G|^2 = |X^T D|^2 = sum_{t,k} (x_t . x_k) (d_t . d_k)
 
     the second of which never forms G: cheaper where T (in + out) < in out, short episodes and wide
     layers. Other parameters are differentiated a row at a time. With the gradient of the batch,

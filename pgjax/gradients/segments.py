@@ -41,7 +41,7 @@ def segment_gradient(
 ) -> StatefulGradientFn:
     """Policy gradient of windows of persistent rows, as a `StatefulGradientFn`.
 
-        g = 1/N sum_i sum_t Psi_it grad log pi(a_it | s_it)
+        g = 1/N sum_i sum_t Psi_it u_it,   u_it = grad log pi(a_it | s_it)
 
     A window sees the middle of some episodes: where it ends, the form bootstraps from the true next
     observation. Sum over time, mean over rows, as everywhere: a window of twice the length has
@@ -51,7 +51,7 @@ def segment_gradient(
 
     With exact values, at any lambda and with an unbiased baseline, the mean is
 
-        E g = sum_t E[ s_t A_gamma(s_t, a_t) ],   s_t = grad log pi(a_t | s_t)
+        E g = sum_t E[ u_t A_gamma(s_t, a_t) ]
 
     over the states the rows are in; where they are in the stationary law of episode after episode,
     T times its mean. Every visit counts the same, which is common practice and biased: unless

@@ -1,8 +1,8 @@
 """Quadratic forms of normal vectors, and the linear recursions that sum them up.
 
 What is affine in s is linear in x = [s, 1], and what is quadratic is a form in it: values and
-variances are matrices F, standing for x' F x, and every step of a recursion is one of two maps, the
-mean and the variance of a form in a normal vector.
+variances are matrices F, standing for x^T F x, and every step of a recursion is one of two maps:
+the mean and the variance of a form in a normal vector.
 """
 
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 
 class Quadratic(NamedTuple):
-    """The function -(x' P x + p' x + c) of a vector; call it, or vmap it over leading axes."""
+    """The function -(x^T P x + p^T x + c) of a vector; call it, or vmap it over leading axes."""
 
     quadratic: jax.Array  # [..., D, D] P
     linear: jax.Array  # [..., D] p
@@ -28,12 +28,12 @@ def quadratic(form: jax.Array) -> Quadratic:
 
 
 def mean_form(form: jax.Array, linear: jax.Array, noise: jax.Array) -> jax.Array:
-    """E[y' F y] as a form in x, where y ~ N(L x, noise)."""
+    """E[y^T F y] as a form in x, where y ~ N(L x, noise)."""
     return add_constant(linear.T @ form @ linear, jnp.trace(form @ noise))
 
 
 def variance_form(form: jax.Array, linear: jax.Array, noise: jax.Array) -> jax.Array:
-    """Var(y' F y) = 4 x' L' F N F L x + 2 tr(F N F N) as a form in x, where y ~ N(L x, N)."""
+    """Var(y^T F y) = 4 x^T L^T F N F L x + 2 tr(F N F N) as a form in x, where y ~ N(L x, N)."""
     spread = form @ noise @ form
     return add_constant(4 * linear.T @ spread @ linear, 2 * jnp.trace(spread @ noise))
 
@@ -43,7 +43,7 @@ def add_constant(form: jax.Array, constant: jax.Array) -> jax.Array:
 
 
 def expectation(form: jax.Array, mean: jax.Array, covariance: jax.Array) -> jax.Array:
-    """E[x' F x] of a vector with this mean and covariance."""
+    """E[x^T F x] of a vector with this mean and covariance."""
     return mean @ form @ mean + jnp.trace(form @ covariance)
 
 
@@ -53,7 +53,7 @@ def at(form: jax.Array, points: jax.Array) -> jax.Array:
 
 
 def lyapunov(matrix: jax.Array, forcing: jax.Array, rate: Any = 1.0) -> jax.Array:
-    """The solution of X = rate M X M' + C, by one linear system of D^2 unknowns."""
+    """The solution of X = rate M X M^T + C, by one linear system of D^2 unknowns."""
     system = jnp.eye(matrix.size, dtype=matrix.dtype) - rate * jnp.kron(matrix, matrix)
     return jnp.linalg.solve(system, forcing.ravel()).reshape(forcing.shape)
 
@@ -61,7 +61,7 @@ def lyapunov(matrix: jax.Array, forcing: jax.Array, rate: Any = 1.0) -> jax.Arra
 def is_stable(matrix: jax.Array, rate: Any = 1.0) -> jax.Array:
     """Whether rate^(1/2) M has a spectral radius below one, `[]`.
 
-    By Lyapunov's theorem that is when X = rate M X M' + I has a positive definite solution, whose
+    By Lyapunov's theorem that is when X = rate M X M^T + I has a positive definite solution, whose
     eigenvalues, those of a symmetric matrix, JAX finds on every backend.
     """
     matrix, rate = jax.lax.stop_gradient((matrix, rate))

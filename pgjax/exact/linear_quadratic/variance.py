@@ -24,7 +24,7 @@ MAX_NODES = 2**20
 
 
 class _Step(NamedTuple):
-    """The parts at one step, and the mean over its states of E_a[Q s | s]."""
+    """The parts at one step, and the mean over its states of E_a[Q u | s], u the score."""
 
     trajectory: jax.Array  # []
     action: jax.Array  # []
@@ -45,10 +45,10 @@ def variance_decomposition(
 ) -> Decomposition:
     """The law of total variance for one step's term of the policy gradient.
 
-        g = (G_t - b_t(s)) s,   s = grad log pi(a | s)
-        trajectory = E[Var(G_t | s, a) |s|^2]
-        action     = E[tr Var_a((Q_t(s, a) - b_t(s)) s | s)]
-        state      = tr Var(E_a[Q_t(s, a) s | s])
+        g = (G_t - b_t(s)) u,   u = grad log pi(a | s)
+        trajectory = E[Var(G_t | s, a) |u|^2]
+        action     = E[tr Var_a((Q_t(s, a) - b_t(s)) u | s)]
+        state      = tr Var(E_a[Q_t(s, a) u | s])
 
     As `exact.variance_decomposition` on a finite MDP: the step is drawn from the visits of an
     episode, here the time in proportion to w_t and the state from its law at that time, and the
