@@ -6,14 +6,14 @@ import numpy as np
 from scipy import stats
 
 ENOUGH = 10
-"""Replicates for each dimension from which on Hotelling's test is used."""
+"""Replicates per dimension from which Hotelling's test is used."""
 
 UNDECIDED = "off where no replicate varies"
-"""What a test's name says of a deviation that it cannot judge."""
+"""What a test's name says about a deviation that it cannot judge."""
 
 
 class BiasTest(NamedTuple):
-    """The probability of a deviation this large without bias, and the test that says so.
+    """The probability of a deviation this large without bias, and the name of the test.
 
     NaN where there is a deviation but no replicate varies, so that nothing can be said.
     """
@@ -35,20 +35,20 @@ def hotelling(
         T^2 = d^T V^+ d,   (nu - k + 1) / (k nu) T^2 ~ F(k, nu - k + 1)
 
     Shift-invariant logits make V singular. A deviation outside its range is shared by all the
-    replicates, and is named but not judged: it cannot be told from one that a rare replicate, of a
-    state seldom visited, would make up.
+    replicates. It is named but not judged, because it cannot be distinguished from one that a rare
+    replicate, from a state seldom visited, would offset.
 
     Args:
       deviation: d, `[D]`, mean gradient minus reference.
       covariance: V, `[D, D]`, its covariance.
       degrees: nu, degrees of freedom of V.
-      rounding: what a coordinate may be off by without meaning anything.
+      rounding: deviation of a coordinate that rounding alone may cause.
       precision: machine epsilon of the sums that V was made from.
 
     Returns:
-      None with fewer than `ENOUGH` replicates for each dimension of the range.
+      None with fewer than `ENOUGH` replicates per dimension of the range.
 
-    Source: Hotelling 1931; the exact law is that of Gaussian replicates, others obey it for many.
+    Source: Hotelling 1931; the law is exact for Gaussian replicates, asymptotic for others.
     """
     error = np.sqrt(np.clip(np.diag(covariance), 0, None))
     varies = error * np.sqrt(degrees + 1) > rounding
@@ -62,7 +62,7 @@ def hotelling(
     if degrees < ENOUGH * rank:
         return None
     along = vectors.T @ scaled
-    # Outside, the variance is at most `least`, and nothing larger can be told from rounding.
+    # Outside the range the variance is at most `least`: up to there a deviation may be noise.
     tolerance = 5 * np.sqrt(least) + rounding / np.min(error, initial=np.inf)
     off = off or bool(np.any(np.abs(along[~inside]) > tolerance))
     if rank == 0:
@@ -77,15 +77,15 @@ def holm(deviation: np.ndarray, error: np.ndarray, *, degrees: float, rounding: 
 
         p = min(1, D min_i P(|t_nu| > |d_i| / e_i))
 
-    Conservative where coordinates are correlated. Holm's later steps name further coordinates;
-    whether there is any bias is decided by his first. Coordinates that do not vary are named, not
+    Conservative where coordinates are correlated. Holm's later steps find further coordinates;
+    his first decides whether there is any bias. Coordinates that do not vary are named but not
     judged, as in `hotelling`.
 
     Args:
       deviation: d, `[D]`.
       error: e, `[D]`, its standard errors.
       degrees: nu.
-      rounding: what a coordinate may be off by without meaning anything.
+      rounding: deviation of a coordinate that rounding alone may cause.
 
     Source: Holm 1979.
     """

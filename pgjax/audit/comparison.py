@@ -12,7 +12,7 @@ from pgjax.audit.replicates import Blocks
 
 
 class Comparison(NamedTuple):
-    """Ratios, first over second, with intervals that know of the common random numbers."""
+    """Ratios, first over second, with intervals that use the common random numbers."""
 
     trace: Estimate
     mse: Estimate | None
@@ -26,8 +26,7 @@ def compare(first: Audit, second: Audit) -> Comparison:
     Blocks are left out of both at once, so that what the two have in common cancels.
 
     Raises:
-      ValueError: audits of another key or number of replicates, at another level, or against
-        another reference.
+      ValueError: audits whose key, number of replicates, level or reference differ.
     """
     for what in ("key", "num_replicates"):
         if getattr(first.blocks, what) != getattr(second.blocks, what):
@@ -55,7 +54,7 @@ def compare(first: Audit, second: Audit) -> Comparison:
 
 
 def _same(one: np.ndarray | Blocks | None, two: np.ndarray | Blocks | None) -> bool:
-    """Whether no two references are different; audited ones have to be on common randomness."""
+    """Whether two references agree, if both are given; audits must share key and size."""
     if one is None or two is None:
         return True
     if isinstance(one, Blocks) and isinstance(two, Blocks):

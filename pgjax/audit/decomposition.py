@@ -15,7 +15,7 @@ from pgjax.estimators import Hyper
 from pgjax.policies import Params, Policy
 
 BLOCKS = 64
-"""Blocks the episodes are cut into, for the jackknife."""
+"""Number of blocks into which the episodes are cut, for the jackknife."""
 
 
 class Decomposition(NamedTuple):
@@ -64,11 +64,11 @@ def variance_decomposition(
 
     The step is drawn from the visits of an episode, as in `exact.variance_decomposition`. From its
     state the episode is restarted with several actions, several times each, and every part is
-    estimated by products of independent samples, without bias but for the ratio to the number of
-    visits. The variance of returns is that of rollouts from the same state and action: it has the
-    mean of E[(G^2 - Q^2) |u|^2], but not its noise. A baseline that is near the values also lowers
-    the noise of the state's part, and one that is far off, as a value that does not know the time
-    may be, adds to it.
+    estimated by products of independent samples, unbiased up to the division by the sampled number
+    of visits. The variance of returns is taken over rollouts from the same state and action: this
+    has the mean of (G^2 - Q^2) |u|^2, but not its noise. A baseline close to the values also lowers
+    the noise of the state's part; one far from them, as a value that ignores the time may be, adds
+    to it.
 
     Args:
       key: typed PRNG key.
@@ -78,17 +78,17 @@ def variance_decomposition(
       policy: a policy without memory.
       hyper: only the discount matters.
       num_episodes: episodes, each of which gives one state.
-      horizon: steps T an episode has at most.
+      horizon: maximum number of steps of an episode, T.
       baseline: b, `obs -> []`; none by default.
       state_weighting: `discounted` or `uniform`.
-      num_actions: actions a state, at least two.
-      num_rollouts: rollouts an action, at least two.
-      chunk_size: episodes side by side, at most; fewer where that makes more blocks.
-      level: of the intervals.
+      num_actions: actions per state, at least two.
+      num_rollouts: rollouts per action, at least two.
+      chunk_size: most episodes run side by side; fewer where the blocks are smaller.
+      level: confidence level of the intervals.
 
     Returns:
-      The traces of the three covariances. Those of `action` and `state` may be estimated below
-      zero where the truth is near it.
+      The traces of the three covariances. The estimates of `action` and `state` may be negative
+      where the truth is near zero.
 
     Raises:
       ValueError: counts that are too small, a policy with memory, a discount outside [0, 1], or a
@@ -111,7 +111,7 @@ def variance_decomposition(
     subtracted = (lambda obs: jnp.zeros(())) if baseline is None else baseline
 
     def sample(key, params, start):
-        """Sums over one chunk of episodes, those beyond the last left out."""
+        """Sums over one chunk of episodes, without those beyond the last."""
         visit_key, action_key, rollout_key = jax.random.split(key, 3)
         visits = restarts.visit(
             visit_key, env, env_params, policy, params, weights, num_episodes=size
@@ -170,7 +170,7 @@ def _sums(weight, returns, score) -> Sums:
     variance = jnp.var(returns, axis=1, ddof=1)
     terms = mean[..., None] * score
     of_state = jnp.mean(terms, axis=0)
-    # Products of different actions alone: the square of the sum, less the squares.
+    # Only products of different actions: the square of the sum, minus the squares.
     squares = jnp.sum(terms**2, axis=(0, 2))
     between = num_actions**2 * jnp.sum(of_state**2, axis=-1) - squares
     between /= num_actions * (num_actions - 1)
@@ -199,7 +199,7 @@ def _decomposition(blocks: Sums, level: float) -> Decomposition:
 
 
 def _parts(sums: Sums) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The three traces; pairs of different episodes alone make the squared mean over states."""
+    """The three traces; only pairs of different episodes enter the squared mean over states."""
     overall = np.sum(sums.mean**2, axis=-1) - sums.own
     overall = overall / (sums.weight**2 - sums.square)
     second, centre = sums.second / sums.weight, sums.centre / sums.weight

@@ -1,7 +1,7 @@
 """Confidence intervals from block sums: the delete-one-block jackknife and what goes with it.
 
-What one block does to a statistic is its influence, `[B]`; the influences of one statistic, squared
-and summed, are its variance, and those of two, multiplied and summed, their covariance.
+The effect of one block on a statistic is its influence, `[B]`. The squared influences on one
+statistic sum to its variance, the products of those on two statistics to their covariance.
 """
 
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ def check_level(level: float) -> None:
 
 
 def quantile(level: float, degrees: float) -> float:
-    """How many standard errors a two-sided interval of this level reaches: Student's t."""
+    """Half-width of a two-sided interval of this level in standard errors: Student's t."""
     return float(stats.t.ppf(0.5 + 0.5 * level, max(degrees, 1)))
 
 
@@ -45,15 +45,15 @@ def influence(left_out: Any) -> np.ndarray:
 
 
 def positive(value: float, rows: np.ndarray, reach: float) -> Estimate:
-    """Interval of what is positive, on the scale of its logarithm and corrected for skewness.
+    """Interval of a positive quantity, on a log scale and corrected for skewness.
 
     Squared gradients have long tails: the largest has often not been seen yet, and an interval
-    that is symmetric about what has been seen lies too low.
+    that is symmetric about the estimate lies too low.
 
     Args:
       value: the estimate.
       rows: influences on its logarithm, `[B]`.
-      reach: standard errors, before the correction.
+      reach: half-width in standard errors, before the correction.
 
     Source: Hall 1992, "On the Removal of Skewness by Transformation", on jackknife values.
     """
@@ -75,12 +75,12 @@ def positive(value: float, rows: np.ndarray, reach: float) -> Estimate:
 
 
 def log_linear(value: float, rows: np.ndarray, reach: float) -> Estimate:
-    """Interval of a ratio, symmetric on the scale of its logarithm.
+    """Interval of a ratio, symmetric on a log scale.
 
     Args:
       value: the estimate, positive.
       rows: influences on its logarithm, `[B]`.
-      reach: standard errors.
+      reach: half-width in standard errors.
     """
     error = np.sqrt(np.sum(rows**2))
     with np.errstate(over="ignore"):
@@ -99,19 +99,19 @@ def quadratic(value: float, linear: float, slope: float, floor: float, reach: fl
 
         { tau : (value - tau)^2 <= reach^2 (max(linear + slope (tau - value), 0) + floor) }
 
-    The variance of the estimate is what it is at the hypothesis, not at the estimate: that keeps
-    the level where the truth is zero and the linear part of the variance with it.
+    The variance is evaluated at the hypothesis tau, not at the estimate. That keeps the level where
+    the truth, and with it the linear part of the variance, is zero.
 
     Args:
       value: estimate of |mu|^2, possibly negative.
       linear: variance of the linear part, 4 mu^T V mu, with V the covariance of the estimate of
         mu; estimated, and possibly negative.
-      slope: how much of it comes and goes with each unit of |mu|^2.
-      floor: variance that is left where mu is zero: 2 tr V^2.
-      reach: standard errors.
+      slope: change of that variance per unit of |mu|^2.
+      floor: variance that remains at mu = 0: 2 tr V^2.
+      reach: half-width in standard errors.
     """
     half, middle = reach * np.sqrt(floor), 0.5 * reach**2 * slope
-    # Negative at most where its root is not taken: there no linear part is left at either end.
+    # Negative only where the root is not used: there the linear part is zero at both ends.
     root = np.sqrt(max(middle**2 + reach**2 * (linear + floor), 0.0))
     low = middle - root if linear > slope * half else -half
     high = middle + root if linear > -slope * half else half
@@ -137,7 +137,7 @@ def combined(
     above: tuple[float, float],
     correlated: float,
 ) -> Estimate:
-    """Interval of a combination of two estimates, from how far each carries it down and up.
+    """Interval of a combination of two estimates, from how far each moves it down and up.
 
     Source: Zou and Donner 2008, "Construction of confidence limits about effect measures: a
     general approach".

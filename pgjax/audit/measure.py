@@ -1,4 +1,4 @@
-"""The audit of a `GradientFn`: what is measured, and how two audits are compared."""
+"""The audit of a `GradientFn`: what is measured, and how."""
 
 import warnings
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from pgjax.score import GradientFn, Params
 
 
 class Audit(NamedTuple):
-    """What is known of a gradient as a random variable; intervals hold the truth at `level`.
+    """A gradient as a random variable: estimates, with confidence intervals at `level`.
 
     A replicate is one call of the `GradientFn`: for an estimator that couples K episodes, all K.
     """
@@ -25,28 +25,28 @@ class Audit(NamedTuple):
     mean: Params
     """Mean gradient, float64, shaped like the gradient."""
     standard_error: Params
-    """Of every coordinate of the mean."""
+    """Standard error of every coordinate of the mean."""
     trace: Estimate
     """Trace of the covariance of one replicate. Its interval is too short where
-    `effective_sample_size` is small, and where what is rare but large was not seen at all."""
+    `effective_sample_size` is small, and where rare but large gradients were not seen at all."""
     squared_norm: Estimate
     """|E g|^2, estimated without bias and therefore possibly negative: |mean|^2 - trace / N."""
     snr: Estimate
     """Signal to noise, squared_norm / trace."""
     cv2: Estimate
     """Var(q) / trace^2 with q = |g - E g|^2: how hard the trace is to estimate. Its own interval
-    is too short for heavy tails, as the eighth moment is in it."""
+    is too short for heavy tails, because it depends on the eighth moment."""
     effective_sample_size: Estimate
-    """N / (1 + cv2): the equal contributions that the trace, a mean of N unequal squared
+    """N / (1 + cv2): how many equal contributions the trace, a mean of N unequal squared
     deviations, is worth (Kish); the relative error of the trace is about sqrt(cv2 / N)."""
     env_steps: Estimate | None
-    """Environment steps a replicate; None where the metrics do not say."""
+    """Environment steps per replicate; None where the metrics do not say."""
     seconds: Estimate
-    """Seconds a replicate on this machine, in chunks of the audit's size."""
+    """Seconds per replicate on this machine, in chunks of the audit's size."""
     flops: float | None
-    """Floating-point operations a replicate in such a chunk; None unless asked for."""
+    """Floating-point operations per replicate in such a chunk; None unless asked for."""
     work_env_steps: Estimate | None
-    """trace x env_steps: variance for a unit of work, lower is better."""
+    """trace x env_steps: variance per unit of work, lower is better."""
     work_seconds: Estimate
     """trace x seconds."""
     num_replicates: int
@@ -55,17 +55,17 @@ class Audit(NamedTuple):
     level: float
     blocks: Blocks
     bias: Params | None = None
-    """mean - reference; this and what follows is None without a reference."""
+    """mean - reference; this and the fields below are None without a reference."""
     squared_bias: Estimate | None = None
-    """|E g - reference|^2, estimated without bias and therefore possibly negative. How large a
-    bias is; whether there is one is for `bias_test`."""
+    """|E g - reference|^2, estimated without bias and therefore possibly negative. It says how
+    large the bias is; `bias_test` says whether there is one."""
     cosine: Estimate | None = None
-    """Of E g to the reference; freed of the noise in |mean|, so that it may exceed one."""
+    """Cosine of E g and the reference, corrected for the noise in |mean|: it may exceed one."""
     mse: Estimate | None = None
     """Mean squared error of one replicate, trace + squared_bias."""
     bias_test: BiasTest | None = None
-    """Whether the bias could be chance. It decides, as it looks at all directions in units of their
-    noise, where `squared_bias` looks at the loudest; the two may disagree."""
+    """Whether the bias could be chance. Where it and `squared_bias` disagree, it decides: it weighs
+    every direction in units of its noise, while the noisiest dominate `squared_bias`."""
     reference: np.ndarray | Blocks | None = None
 
 
@@ -85,19 +85,19 @@ def audit(
         g_i = gradient_fn(fold_in(key, i), params),   i = 0 ... N - 1
         trace = (sum_i |g_i|^2 - N |mean g|^2) / (N - 1)
 
-    Audits with the same key and number of replicates are on common random numbers, and `compare`
-    uses it. Results do not depend on `chunk_size`, beyond rounding and the seconds.
+    Audits with the same key and number of replicates use common random numbers, on which `compare`
+    relies. Results do not depend on `chunk_size`, except for rounding and the seconds.
 
     Args:
       key: typed PRNG key.
-      params: where the gradient is taken.
+      params: where the gradient is evaluated.
       gradient_fn: what is audited; compiled here, once. It may return a part of the gradient.
       reference: what the expected gradient should be: exact, shaped like the gradient, or an
-        audit of an independent run, whose own error is carried along. None asks nothing about
-        bias.
+        audit of an independent run, whose own error is taken into account. With None, nothing is
+        said about bias.
       num_replicates: calls of the gradient, N.
       chunk_size: calls made side by side; memory grows with it, not with N.
-      level: of the intervals.
+      level: confidence level of the intervals.
       count_flops: also count floating-point operations, for which one more program is compiled.
 
     Returns:
@@ -105,7 +105,7 @@ def audit(
 
     Raises:
       ValueError: fewer than two replicates, a chunk size below one, a level outside (0, 1), or a
-        reference that is not like the gradient.
+        reference shaped unlike the gradient.
 
     Source: Kish 1965 for the effective sample size; Efron and Stein 1981 for the jackknife.
     """
@@ -160,15 +160,15 @@ def summarise(
     flops: float | None = None,
     level: float = 0.95,
 ) -> Audit:
-    """The audit that block sums amount to; arithmetic only.
+    """The audit computed from block sums; arithmetic only.
 
     Args:
       like: gives the mean and the bias their structure.
       blocks: sums over the replicates.
       reference: None, the exact expected gradient `[D]`, or the sums of an independent run.
-      seconds: seconds a replicate, one measurement a chunk.
-      flops: operations a replicate.
-      level: of the intervals.
+      seconds: seconds per replicate, one measurement per chunk.
+      flops: operations per replicate.
+      level: confidence level of the intervals.
 
     Raises:
       ValueError: a level outside (0, 1).
@@ -212,7 +212,7 @@ def summarise(
 
 
 def mean_squared_error(audit: Audit, num_averaged: int = 1) -> Estimate:
-    """Mean squared error when so many independent replicates are averaged.
+    """Mean squared error of the average of `num_averaged` independent replicates.
 
         trace / num_averaged + squared_bias
 
@@ -293,7 +293,7 @@ def _test(sides: list[tuple[Blocks, Moments]], difference: np.ndarray) -> BiasTe
 
 
 def _known(reference: Any, like: Params, key: jax.Array) -> np.ndarray | Blocks | None:
-    """The reference as what `summarise` takes, if it fits."""
+    """The reference in the form that `summarise` takes, if it fits."""
     if reference is None:
         return None
     if isinstance(reference, Audit):

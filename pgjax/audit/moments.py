@@ -44,7 +44,7 @@ class Moments(NamedTuple):
         return self.covariance @ vector / self.count
 
     def squared_covariance(self) -> float:
-        """tr V^2 for the covariance V of the mean, freed of its own noise."""
+        """tr V^2 for the covariance V of the mean, corrected for its own noise."""
         if self.covariance is None:
             return gram_square(self.rows)
         naive = np.sum(self.covariance**2)
@@ -54,11 +54,11 @@ class Moments(NamedTuple):
 
 @np.errstate(divide="ignore", invalid="ignore")
 def moments(blocks: Blocks) -> Moments:
-    """The moments of the replicates that the sums are of; undefined ones are NaN."""
+    """The moments of the replicates behind the sums; undefined ones are NaN."""
     sums, unit = blocks.sums, blocks.unit
     total = jax.tree.map(lambda x: x.sum(0), sums)
     left = jax.tree.map(lambda x: x.sum(0) - x, sums)
-    count = np.float64(total.count)  # Which divides by zero, as a Python float does not.
+    count = np.float64(total.count)  # A Python float would raise on division by zero.
     centre, outer = total.x / count, blocks.scatter / count
     whole = outer.ndim == 2
     diagonal = np.diag(outer) if whole else outer
@@ -110,10 +110,10 @@ def squared_length(
 
 
 def cosine(found: Moments, other: Moments | None, truth: np.ndarray, reach: float) -> Estimate:
-    """Cosine of the expected gradient and another, freed of its bias to second order.
+    """Cosine of the expected gradient and another, corrected for bias to second order.
 
-    Where the two are parallel the variance of the first order vanishes, and that of the second
-    is left. Where the length of either is lost in its noise, all cosines are possible.
+    Where the two are parallel the first-order variance vanishes, and the second-order one remains.
+    Where the length of either is lost in its noise, the interval holds all cosines.
     """
     one, two = direction(found.mean), direction(truth)
     sides = [(found, one, two, found.mean)]
@@ -137,9 +137,9 @@ def cosine(found: Moments, other: Moments | None, truth: np.ndarray, reach: floa
 
 
 def gram_square(rows: np.ndarray) -> float:
-    """tr V^2 of a covariance V = rows^T rows, without what sampling the rows adds to it.
+    """tr V^2 of a covariance V = rows^T rows, without the bias from sampling the rows.
 
-    Unbiased for Gaussian rows, which means of blocks nearly are.
+    Unbiased for Gaussian rows; block means are nearly Gaussian.
 
     Source: Srivastava 2005, "Some Tests Concerning the Covariance Matrix in High Dimensional
     Data".
@@ -154,7 +154,7 @@ def gram_square(rows: np.ndarray) -> float:
 
 
 def direction(vector: np.ndarray) -> np.ndarray:
-    """A vector of length one, or zero."""
+    """The vector scaled to length one; zero stays zero."""
     length = np.sqrt(np.sum(vector**2))
     return vector / length if length > 0 else vector
 

@@ -14,13 +14,13 @@ from pgjax import backends
 from pgjax.score import GradientFn, Params
 
 BLOCKS = 64
-"""Blocks the replicates are cut into, for the jackknife."""
+"""Number of blocks into which the replicates are cut, for the jackknife."""
 
 PILOT = 64
-"""Replicates that choose the origin and the unit of the sums."""
+"""Replicates from which the origin and the unit of the sums are chosen, at most."""
 
 WHOLE_COVARIANCE = 100
-"""Parameters up to which the whole covariance is kept, not only its diagonal."""
+"""Largest number of parameters for which the whole covariance is kept, not only its diagonal."""
 
 
 class Sums(NamedTuple):
@@ -51,7 +51,7 @@ class Replicates(NamedTuple):
     """What running the replicates gave."""
 
     blocks: Blocks
-    seconds: np.ndarray  # a replicate, one measurement a chunk
+    seconds: np.ndarray  # per replicate, one measurement per chunk
     like: Params  # shapes of one gradient
 
 
@@ -60,9 +60,9 @@ def streamer(
 ) -> Callable[[jax.Array, Params], Replicates]:
     """`(key, params) -> Replicates`: calls with the keys fold_in(key, i), i = 0 ... N - 1.
 
-    A first pass over a few replicates finds where their mean is and how long they are: sums of
-    fourth powers about it, in that unit, neither cancel nor overflow, in float32 too. It also
-    compiles the program, so that what is timed afterwards is the program alone.
+    A first pass over a few replicates finds their mean and their typical length: about that mean
+    and in that unit, sums of fourth powers neither cancel nor overflow, even in float32. It also
+    compiles the program, so that only its run is timed afterwards.
 
     Args:
       gradient_fn: compiled once, at the first call.
@@ -75,7 +75,7 @@ def streamer(
     def run(key, params, limit, size, origin):
         args = (blank(num_replicates, size), key, params, np.int32(0), np.int32(limit), origin)
         compiled = program.lower(*args).compile()
-        # Where it wants them, so that no call moves them, nor compiles for where they lie.
+        # Placed as the program wants them, so that no call moves them or compiles anew.
         state, key, params, _, end, origin = jax.device_put(args, compiled.input_shardings[0])
 
         def call(start):
@@ -85,7 +85,7 @@ def streamer(
 
         calls = map(call, range(0, limit, chunk_size))
         nonfinite, ends = 0, [time.perf_counter()]
-        # The next call has begun when the last is waited for, so that devices wait for no host.
+        # The next call is dispatched before the last is awaited: devices never wait for the host.
         for left_out, _ in itertools.pairwise(itertools.chain(calls, [0])):
             nonfinite += int(left_out)
             ends.append(time.perf_counter())
@@ -116,14 +116,14 @@ def streamer(
 
 
 def pilots(num_replicates: int) -> int:
-    """Replicates of the pilot: few beside those it is for."""
+    """Replicates of the pilot: few compared with those it is for."""
     return max(2, min(PILOT, num_replicates // 16))
 
 
 def adding(chunk: Callable[..., Any], num_replicates: int) -> Any:
     """`(state, key, params, start, limit, origin) -> (state, left out)`, the program of an audit.
 
-    An audit measures a compiled program, so that it has to compile it.
+    An audit measures a compiled program, so it has to compile one.
     """
     first = starts(num_replicates)
 
@@ -142,7 +142,7 @@ def starts(num_replicates: int) -> np.ndarray:
 
 
 def identity(key: jax.Array) -> tuple[int, ...]:
-    """What two keys share if they are the same."""
+    """The data of a key, equal for equal keys."""
     return tuple(np.ravel(jax.random.key_data(key)).tolist())
 
 
@@ -159,7 +159,7 @@ def chunks(gradient_fn: GradientFn, chunk_size: int) -> Callable[..., Any]:
 
 
 def blank(num_replicates: int, size: int) -> tuple[Sums, jax.Array]:
-    """Sums over nothing yet."""
+    """Sums before anything is added."""
     zeros = lambda *shape: jnp.zeros(shape, float)
     shapes = Sums((), (size,), (), (), (size,), ())
     sums = Sums(*(zeros(len(starts(num_replicates)), *shape) for shape in shapes))
@@ -181,7 +181,7 @@ def _origin(sums: Sums) -> tuple[jax.Array, jax.Array]:
 
 
 def _add(state, index, gradient, metrics, limit, origin, first):
-    """Adds a chunk of gradients `[C, D]`, as far as their index is below the limit.
+    """Adds the gradients `[C, D]` of a chunk whose index is below the limit.
 
     Those that are not finite are left out, and counted.
     """
