@@ -47,7 +47,7 @@ def recursion(tables: Model, form: str, hyper: Hyper, given: jax.Array) -> Recur
     if form in ("td_residual", "gae"):
         decay = discount * hyper.lambda_ if form == "gae" else jnp.zeros_like(discount)
         return Recursion(residual, decay[None, None], zeros)
-    # The component k is the return of k steps; fewer are left before the horizon.
+    # Component k is the return of k steps; none is longer than the horizon.
     num = int(min(hyper.n, len(given) - 1))
 
     def n_step(value, next_value):

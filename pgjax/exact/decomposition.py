@@ -45,7 +45,7 @@ def variance_decomposition(
       policy: any policy without memory over finitely many actions.
       params: its parameters.
       hyper: only the discount matters.
-      horizon: steps T an episode has at most.
+      horizon: maximum number of steps of an episode, T.
       value: the baseline b, `[S]`, `[T, S]` or `[T + 1, S]`; none by default.
       state_weighting: `discounted` or `uniform`.
 

@@ -16,14 +16,14 @@ from pgjax.exact import model
 from pgjax.policies import Params, Policy
 
 LARGEST = 1_000_000
-"""Batches that are enumerated at most."""
+"""Largest number of batches that are enumerated."""
 
 CHUNK = 256
-"""Batches whose gradients are held at a time."""
+"""Number of batches whose gradients are held at a time."""
 
 
 class Paths(NamedTuple):
-    """All M trajectories of an MDP, one a row; steps after the end are zero."""
+    """All M trajectories of an MDP, one per row; steps after the end are zero."""
 
     state: np.ndarray  # [M, T]
     action: np.ndarray  # [M, T]
@@ -70,7 +70,7 @@ def moments(
         mean, square = total
         return (mean + chance @ gradients, square + chance @ jnp.sum(gradients**2, axis=1)), None
 
-    # Some at a time, so that what is held does not grow with the number of batches.
+    # Some at a time, so that memory does not grow with the number of batches.
     short = -len(batches) % CHUNK
     batches = np.pad(batches, ((0, short), (0, 0))).reshape(-1, CHUNK, num_episodes)
     chance = jnp.pad(chance, (0, short)).reshape(-1, CHUNK)
@@ -80,7 +80,7 @@ def moments(
 
 
 def list_paths(mdp: MDP, horizon: int, check: Callable[[int], None] = lambda num: None) -> Paths:
-    """All trajectories that some policy can give; `check` is told their number as it grows."""
+    """All trajectories possible under some policy; `check` is told their number as it grows."""
     terminal = np.asarray(mdp.terminal, bool)
     moves = np.argwhere((np.asarray(mdp.transition) > 0) & ~terminal[:, None, None])
     num_moves = np.bincount(moves[:, 0], minlength=len(terminal))
@@ -111,7 +111,7 @@ def _refuse_many(num_paths: int, num_episodes: int, what: str) -> None:
 
 
 def _orders(batches: np.ndarray) -> np.ndarray:
-    """In how many orders the rows of each batch can come, `[B]`: K! over those of equal rows."""
+    """Number of orders of the rows of each batch, `[B]`: K! over the orders of equal rows."""
     num_episodes = batches.shape[1]
     run = np.ones(len(batches))
     equal = np.ones(len(batches))

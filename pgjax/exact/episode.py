@@ -27,7 +27,7 @@ def joint(tables: Model, score: jax.Array, hyper: Hyper, horizon: int) -> Joint:
       tables: the MDP under the policy.
       score: `[S, A, D]`.
       hyper: only the discount matters.
-      horizon: steps T an episode has at most.
+      horizon: maximum number of steps of an episode, T.
     """
     factor = lambda i, j: math.comb(i, j) * tables.reward ** max(i - j, 0) * hyper.discount**j
     expand = jnp.stack([jnp.stack([factor(i, j) for j in range(3)]) for i in range(3)])
@@ -37,14 +37,14 @@ def joint(tables: Model, score: jax.Array, hyper: Hyper, horizon: int) -> Joint:
     def back(following, _):
         power, first, second = following  # [3, S], [3, S, D], [3, S, D]
         credit = jnp.einsum("ijsak,jk->isa", expand, power)[..., None] * score[None]
-        # The score to come has mean zero: without a return nothing is ahead.
+        # The scores to come have mean zero, so all terms with a power of zero vanish.
         ahead = jnp.einsum("ijsak,jkd->isad", expand[1:, 1:], first[1:])
         ahead = jnp.pad(ahead, ((1, 0), (0, 0), (0, 0), (0, 0)))
         second = jnp.einsum("ijsk,jkd->isd", expand_state, second)
         second += jnp.einsum("sa,sad,isad->isd", tables.probs, score, credit + 2 * ahead)
         first = jnp.einsum("sa,isad->isd", tables.probs, credit + ahead)
         power = jnp.einsum("ijsk,jk->is", expand_state, power)
-        # An episode that has ended returns zero, of which the power zero is one.
+        # An episode that has ended returns zero, and zero to the power zero is one.
         return (power.at[0].set(1), first, second), None
 
     num_states, _, num_params = score.shape

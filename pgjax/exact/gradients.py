@@ -21,7 +21,7 @@ def exact_gradient(mdp: MDP, policy: Policy, hyper: Hyper, *, horizon: int | Non
       mdp: transition, reward, initial and terminal states; observations if states are aliased.
       policy: any policy without memory over finitely many actions.
       hyper: only the discount matters.
-      horizon: steps T an episode has at most; None for no limit.
+      horizon: maximum number of steps of an episode, T; None for no limit.
 
     Returns:
       A `GradientFn` that ignores its key; metrics: `expected_return`, the objective.
@@ -37,7 +37,7 @@ def exact_gradient(mdp: MDP, policy: Policy, hyper: Hyper, *, horizon: int | Non
 def average_reward_gradient(mdp: MDP, policy: Policy) -> GradientFn:
     """grad eta, the gradient of the average reward of a continuing task.
 
-    Metrics: `average_reward`. Errors as `average_reward`.
+    Metrics: `average_reward`. Raises as `average_reward`.
 
     Source: Sutton et al. 2000; Sutton & Barto 2018, section 13.6.
     """
@@ -53,7 +53,7 @@ def all_action_gradient(
 
         grad J_gamma = sum_t sum_s gamma^t P(s_t = s) sum_a grad pi(a | s) Q_t(s, a)
 
-    The same number as `exact_gradient`, another way. Arguments and errors are its.
+    Equal to `exact_gradient`, but computed another way. Arguments and errors as there.
 
     Source: Sutton et al. 2000, theorem 1.
     """
@@ -62,7 +62,7 @@ def all_action_gradient(
     def gradient_fn(key, params):
         exact = objectives.values(mdp, policy, params, hyper, horizon=horizon)
         visits = objectives.visits(mdp, policy, params, hyper, horizon=horizon)
-        # What is never visited may have no value.
+        # States that are never visited may have no value.
         credit = jnp.where(visits[..., None] > 0, visits[..., None] * exact.action, 0)
         ascent = lambda params: jnp.einsum(
             "sa,...sa->", model.action_probs(mdp, policy, params), credit
@@ -78,7 +78,7 @@ def natural_gradient(
     """The natural gradient (F + damping I)^+ grad J_gamma.
 
     The pseudo-inverse leaves out the directions that change no action probability, of which a
-    softmax has one a state. Arguments and errors as `exact_gradient`.
+    softmax has one per state. Arguments and errors as `exact_gradient`.
 
     Source: Kakade 2001.
     """

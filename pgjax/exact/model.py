@@ -24,7 +24,7 @@ class Model(NamedTuple):
 
     @property
     def move(self) -> jax.Array:
-        """Probability of going on to each live state, `[S, S]`: what is missing has ended."""
+        """Probability of moving to each live state, `[S, S]`; rows lack that of ending."""
         return jnp.einsum("sa,sak->sk", self.probs, self.transition) * self.live[None]
 
     @property
@@ -46,7 +46,7 @@ def build(mdp: MDP, policy: Policy, params: Params) -> Model:
     """The tables of a policy in an MDP, differentiable in the policy's parameters.
 
     Raises:
-      ValueError: an MDP that is none, a policy with memory, or one that does not fit the MDP.
+      ValueError: an invalid MDP, a policy with memory, or one that does not fit the MDP.
     """
     check(mdp, policy)
     check_fit(mdp, policy, params)
@@ -103,14 +103,14 @@ def log_probs(mdp: MDP, policy: Policy, params: Params) -> jax.Array:
 
 
 def precise(params: Params) -> Params:
-    """Parameters in JAX's widest floats, whatever they were made in."""
+    """Parameters in JAX's widest floats, whatever their own dtype."""
     return jax.tree.map(lambda x: jnp.asarray(x, float), params)
 
 
 def scores(mdp: MDP, policy: Policy, params: Params) -> jax.Array:
     """grad log pi(a | s) in the flattened parameters, `[S, A, D]`; zero where pi(a | s) is.
 
-    Held in memory whole: S A D numbers.
+    All S A D numbers are held in memory.
     """
     flat, unravel = ravel_pytree(precise(params))
 
@@ -141,7 +141,7 @@ def check_horizon(horizon: int | None) -> None:
 
 
 def moves(mdp: MDP, policy: Policy, params: Params) -> np.ndarray | None:
-    """Whether the policy may go from each state to each other in a step, `[S, S]` bool.
+    """Whether the policy can move from each state to each other in one step, `[S, S]` bool.
 
     Every action counts as possible where the parameters are traced; None where the MDP is.
     """
@@ -177,7 +177,7 @@ def not_communicating(possible: np.ndarray) -> np.ndarray:
 
 
 def _known_probs(mdp, policy, params) -> np.ndarray:
-    # Known arrays are to stay known where the program around them is being traced.
+    # Known arrays stay known even where the program around them is being traced.
     with jax.ensure_compile_time_eval():
         return np.exp(log_probs(mdp, policy, params))
 

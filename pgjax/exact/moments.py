@@ -1,13 +1,13 @@
 """The exact mean and variance of estimators on a finite MDP, by backward recursion.
 
 Every form but the total return is a linear recursion over time, y_t = c_t(s, a, s') + K y_{t+1},
-with one component, or n of them for the n-step return. The gradient is one too,
+with one component, or n of them for the n-step return. The gradient is one too:
 
     g_t = w_t (y_t - b_t(s_t)) grad log pi(a_t | s_t) + g_{t+1},
 
 so that E[y|s], E[y y^T|s], E[g|s], E[y g|s] and E[|g|^2|s] follow from those one step later. No
-trajectory is enumerated, and the cost is O(T S^2 A D) for D parameters; baselines of the batch look
-at all pairs of times, which adds O(T^2 S^2 A).
+trajectory is enumerated, and the cost is O(T S^2 A D) for D parameters; baselines of the batch
+couple all pairs of times, which adds O(T^2 S^2 A).
 """
 
 from typing import NamedTuple
@@ -32,7 +32,7 @@ enumerated."""
 
 
 class Moments(NamedTuple):
-    """What an estimator is on average, and how far from it."""
+    """Mean, total variance and bias of an estimator."""
 
     mean: Params  # like params, E[g]
     trace: jax.Array  # [] trace of the covariance, E|g - E g|^2
@@ -52,14 +52,15 @@ def exact_moments(
 ) -> Moments:
     """Exact mean, bias and total variance of the gradient of a batch of episodes.
 
-    Any horizon, without enumeration, for all forms with the baselines in `POLYNOMIAL`, whichever
-    state weighting. Batches with `batch_mean` and `leave_one_out` are U-statistics of order two,
+    For any horizon, without enumeration, if the form is in `CLOSED` and the baseline in
+    `POLYNOMIAL`. Batches with `batch_mean` and `leave_one_out` are U-statistics of order two,
 
         g = 1/K sum_i X_ii - 1/(K (K-1)) sum_{i != j} X_ij,   X_ij = sum_t w_t u_it (y_jt - E y_t)
 
     whose two sums are uncorrelated. The other baselines divide by counts or spreads of the batch,
-    which no polynomial does: they are enumerated, on tiny problems only. Differentiable in
-    `params`, `value` and the numbers in `hyper`. Called often, it belongs inside `jax.jit`.
+    so that the estimator is no polynomial: its outcomes are enumerated, on tiny problems only.
+    Differentiable in `params`, `value` and the numbers in `hyper`. Where it is called often, it
+    belongs inside `jax.jit`.
 
     Args:
       mdp: transition, reward, initial and terminal states; observations if states are aliased.
@@ -67,18 +68,17 @@ def exact_moments(
       params: its parameters.
       estimator: form, baseline and state weighting.
       hyper: discount, lambda and the like.
-      horizon: steps T an episode has at most.
-      num_episodes: episodes a gradient, K.
+      horizon: maximum number of steps of an episode, T.
+      num_episodes: episodes per gradient, K.
       value: `[S]`, `[T, S]` or `[T + 1, S]` values of the states, for estimators that need them;
-        `[T, S]` says that nothing is worth anything after the horizon, as `values` does. Given
-        with the baseline `value` to a Monte-Carlo form it is any baseline that depends on state
-        and time.
+        `[T, S]` means that values are zero after the horizon, as those of `values` are. With the
+        baseline `value` and a Monte-Carlo form it may be any function of state and time.
 
     Returns:
-      `Moments`; the bias is against grad J_gamma within the horizon.
+      `Moments`; the bias is relative to grad J_gamma within the horizon.
 
     Raises:
-      ValueError: as `expected_return`; values that are needed and not given or of another shape,
+      ValueError: as `expected_return`; values that are needed and missing or of another shape,
         too few episodes, an entropy bonus, or a batch that has too many outcomes to enumerate.
 
     Source: leave-one-out after Kool et al. 2019.
@@ -123,7 +123,7 @@ def all_action_moments(
       action_value: `[S, A]` or `[T, S, A]`; the exact Q by default, which leaves no bias.
       state_weighting: `discounted` or `uniform`.
 
-    The rest and errors as in `exact_moments`.
+    Other arguments and errors as in `exact_moments`.
     """
     estimator = estimators.estimator("reward_to_go", "none", state_weighting)
     check(estimator, hyper, horizon, num_episodes)
@@ -156,7 +156,7 @@ def all_action_moments(
 
 
 def _against_truth(mdp, policy, params, hyper, horizon, mean, trace) -> Moments:
-    """Moments with the bias of a mean `[D]` against grad J_gamma."""
+    """Moments with the bias of a mean `[D]` relative to grad J_gamma."""
     params = model.precise(params)
     mean = ravel_pytree(params)[1](mean)
     truth = jax.grad(objectives.objective(mdp, policy, params, hyper, horizon))(params)
@@ -288,7 +288,7 @@ def _total_return(problem: _Problem):
 
 
 def _shrunk(estimator, num_episodes, mean, trace):
-    """A batch mean that includes the own episode is leave-one-out, times (K - 1) / K."""
+    """With the mean of the whole batch, leave-one-out shrinks by the factor (K - 1) / K."""
     if estimator.baseline == "leave_one_out":
         return mean, trace
     shrink = (num_episodes - 1) / num_episodes
@@ -320,7 +320,7 @@ def given_values(
     """The values as `[T + 1, S]`; zeros where none are needed.
 
     Raises:
-      ValueError: values that are needed and not given, or of another shape.
+      ValueError: values that are needed and missing, or of another shape.
     """
     num_states = jnp.shape(mdp.terminal)[0]
     dtype = jnp.result_type(float)
@@ -333,7 +333,7 @@ def given_values(
         )
     value = jnp.asarray(value, dtype)
     if not checks.is_traced(mdp) and value.shape[-1:] == (num_states,):
-        # What is never met may have no value.
+        # States that are never visited may have no value.
         value = jnp.where(model.visited(mdp), value, jnp.zeros_like(value))
     if value.shape == (horizon, num_states):
         return jnp.pad(value, ((0, 1), (0, 0)))

@@ -38,15 +38,15 @@ def expected_return(
       policy: any policy without memory over finitely many actions.
       params: its parameters.
       hyper: only the discount matters.
-      horizon: steps T an episode has at most; None for no limit.
+      horizon: maximum number of steps of an episode, T; None for no limit.
 
     Returns:
       A scalar.
 
     Raises:
-      ValueError: arrays that make no MDP, a discount outside [0, 1], a horizon below one, or an
-        undiscounted infinite horizon on which some state that is visited never reaches a terminal
-        one, so that J diverges.
+      ValueError: an invalid MDP, a discount outside [0, 1], a horizon below one, or an undiscounted
+        infinite horizon on which some state that is visited never reaches a terminal one, so that
+        J diverges.
     """
     return objective(mdp, policy, params, hyper, horizon)(params)
 
@@ -54,7 +54,7 @@ def expected_return(
 def objective(
     mdp: MDP, policy: Policy, params: Params, hyper: Hyper, horizon: int | None
 ) -> Callable[[Params], jax.Array]:
-    """J_gamma as a function of the parameters, to be differentiated at those it was checked at."""
+    """J_gamma as a function of the parameters, to be differentiated where it was checked."""
     tables_at = _checked(mdp, policy, params, hyper, horizon)
 
     def expected(params):
@@ -72,7 +72,7 @@ def values(
         Q_t(s, a) = E[r + gamma V_{t+1}(s') | s, a],   V_t(s) = sum_a pi(a | s) Q_t(s, a)
 
     With V_T = 0, or the fixed point of both for an infinite horizon. On an undiscounted infinite
-    horizon, states that may never reach a terminal one, and are never visited, have no value: NaN.
+    horizon, states that are never visited and may never reach a terminal one have the value NaN.
     Arguments and errors as in `expected_return`.
     """
     tables = _checked(mdp, policy, params, hyper, horizon)(params)
@@ -106,8 +106,8 @@ def visits(
 def action_values(mdp: MDP, policy: Policy, hyper: Hyper, *, horizon: int | None):
     """Exact Q for `gradients.all_action_gradient`: `(params, trajectory) -> [N, T, A]`.
 
-    Q_t(s_t, .) for rows of `horizon` steps; Q(s_t, .) of the infinite horizon, whatever the length
-    of the rows, where it is None.
+    Rows have `horizon` steps; with None they are of any length, and Q is that of the infinite
+    horizon at every step.
 
     Raises:
       ValueError: aliased states, whose Q cannot be told from what is observed; and as in
@@ -134,12 +134,12 @@ def state_probs(tables: Model, horizon: int) -> jax.Array:
 
 
 def average_reward(mdp: MDP, policy: Policy, params: Params) -> jax.Array:
-    """Reward of a step in the long run of a continuing task: eta = E_{s ~ mu, a ~ pi}[r].
+    """Long-run reward per step of a continuing task: eta = E_{s ~ mu, a ~ pi}[r].
 
     Differentiable in `params`.
 
     Raises:
-      ValueError: arrays that make no MDP, a terminal state, or a chain that is reducible.
+      ValueError: an invalid MDP, a terminal state, or a chain that is reducible.
 
     Source: Sutton & Barto 2018, eq. 10.7.
     """
@@ -147,7 +147,7 @@ def average_reward(mdp: MDP, policy: Policy, params: Params) -> jax.Array:
 
 
 def average_objective(mdp: MDP, policy: Policy, params: Params) -> Callable[[Params], jax.Array]:
-    """eta as a function of the parameters, to be differentiated at those it was checked at."""
+    """eta as a function of the parameters, to be differentiated where it was checked."""
     tables_at = _checked_continuing(mdp, policy, params)
 
     def eta(params):
@@ -187,14 +187,14 @@ def _checked(mdp, policy, params, hyper, horizon) -> Callable[[Params], Model]:
 
     def tables_at(params):
         tables = model.build(mdp, policy, params)
-        # Never visited: without their moves the linear system is regular, and J is what it was.
+        # Never visited: without their moves the linear system is regular, and J is unchanged.
         return tables._replace(live=jnp.where(endless, 0, tables.live))
 
     return tables_at
 
 
 def _endless(mdp, policy, params, hyper, horizon) -> np.ndarray:
-    """States from which an undiscounted infinite horizon may not end, `[S]` bool.
+    """States from which an undiscounted episode without a limit may never end, `[S]` bool.
 
     Raises:
       ValueError: one of them is visited.

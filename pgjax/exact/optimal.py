@@ -35,7 +35,7 @@ def optimal_baseline(
         b_t(s) = E[u_t . X | s_t = s] / (w_t E[|u_t|^2 | s_t = s])
 
     and numerator and denominator are summed, with weights w_t P(s_t = s) and w_t^2 P(s_t = s), over
-    what the baseline does not look at. For the total return X = U R and b = E[|U|^2 R] / E|U|^2,
+    what the baseline does not depend on. For the total return X = U R and b = E[|U|^2 R] / E|U|^2,
     where U = sum_t u_t. A baseline for each parameter takes the products of single entries instead
     of inner products.
 
@@ -43,9 +43,9 @@ def optimal_baseline(
       mdp: transition, reward, initial and terminal states.
       policy: any policy without memory over finitely many actions.
       params: its parameters.
-      estimator: form and state weighting; its own baseline is not looked at.
+      estimator: form and state weighting; its own baseline is ignored.
       hyper: discount, lambda and the like.
-      horizon: steps T an episode has at most.
+      horizon: maximum number of steps of an episode, T.
       depends_on: `nothing`, `parameter`, `time`, `state` or `state_and_time`; for the total
         return one of the first two.
       value: values of the states for bootstrapping forms, as in `exact_moments`.
@@ -98,7 +98,7 @@ def _products(tables, score, estimator, hyper, given, weight, axis):
     last = jnp.eye(len(rec.carry), dtype=score.dtype)[-1]
 
     def forward(past, inputs):
-        """sum_{k<t} w_k E[u_k; s_t = s] times what y_k takes of y_t, [M, S, D]."""
+        """sum_{k<t} w_k E[u_k; s_t = s] times the share of y_t in y_k, [M, S, D]."""
         probs, weight = inputs
         now = jnp.einsum("s,sa,sad,sak->kd", probs, tables.probs, score, tables.transition)
         now *= weight * tables.live[:, None]

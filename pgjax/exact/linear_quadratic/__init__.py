@@ -1,7 +1,6 @@
 """The oracle of linear-quadratic-Gaussian systems. Use it in float64.
 
-For policies whose action is normal, with a mean affine in the state and a scale that does not see
-it.
+For policies whose action is normal, with a mean affine in the state and a scale independent of it.
 """
 
 from pgjax.environments import LQG

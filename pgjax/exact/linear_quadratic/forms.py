@@ -23,7 +23,7 @@ class Quadratic(NamedTuple):
 
 
 def quadratic(form: jax.Array) -> Quadratic:
-    """Minus a form, as a function of the vector without its one."""
+    """Minus a form in [v, 1], as a function of v."""
     return Quadratic(form[..., :-1, :-1], 2 * form[..., :-1, -1], form[..., -1, -1])
 
 
@@ -61,8 +61,8 @@ def lyapunov(matrix: jax.Array, forcing: jax.Array, rate: Any = 1.0) -> jax.Arra
 def is_stable(matrix: jax.Array, rate: Any = 1.0) -> jax.Array:
     """Whether rate^(1/2) M has a spectral radius below one, `[]`.
 
-    By Lyapunov's theorem that is when X = rate M X M^T + I has a positive definite solution, whose
-    eigenvalues, those of a symmetric matrix, JAX finds on every backend.
+    By Lyapunov's theorem that is so if X = rate M X M^T + I has a positive definite solution, and
+    only then. JAX finds the eigenvalues of a symmetric matrix on every backend.
     """
     matrix, rate = jax.lax.stop_gradient((matrix, rate))
     solution = lyapunov(matrix, jnp.eye(len(matrix), dtype=matrix.dtype), rate)
@@ -70,5 +70,5 @@ def is_stable(matrix: jax.Array, rate: Any = 1.0) -> jax.Array:
 
 
 def nan_unless(condition: jax.Array, x: jax.Array) -> jax.Array:
-    # By a factor: `where` would give the derivatives zeros.
+    # A product makes derivatives NaN too; `where` would make them zero.
     return x * jnp.where(condition, 1.0, jnp.nan)

@@ -1,4 +1,4 @@
-"""A linear-quadratic system under a linear-Gaussian policy, as the arrays all of it starts from."""
+"""A linear-quadratic system under a linear-Gaussian policy, as the arrays all else starts from."""
 
 from typing import Any, NamedTuple
 
@@ -68,7 +68,7 @@ def _normal(policy: Policy, params: Params, obs: jax.Array, size: int) -> Normal
     """The normal law of the `size` action components at an observation.
 
     Raises:
-      ValueError: the law is another.
+      ValueError: the law is not normal, or of another shape.
     """
     _, distribution = policy.step(params, policy.initial_state(), obs)
     normal = distribution
@@ -90,7 +90,7 @@ def _normal(policy: Policy, params: Params, obs: jax.Array, size: int) -> Normal
 def check(
     system: LQG, policy: Policy, hyper: Hyper | None = None, horizon: int | None = None
 ) -> None:
-    """Refuses what can be refused before parameters are known; without `hyper`, no horizon."""
+    """Refuses what is wrong whatever the parameters; the horizon only if `hyper` is given."""
     if not checks.is_traced(system):
         check_lqg(system)
     if jax.tree.leaves(policy.initial_state()):
@@ -109,10 +109,10 @@ def check(
 def check_params(system: LQG, policy: Policy, params: Params, rate: Any = None) -> None:
     """Refuses a policy that is not linear-Gaussian and, given a rate, an unstable loop.
 
-    What only compiled code will know passes, and so does what is not finite.
+    Traced values pass unseen, and so do those that are not finite.
     """
     flat, unravel = ravel_pytree(params)
-    # The mean may happen to be affine at these parameters; gradients ask for it nearby too.
+    # The mean may happen to be affine at these parameters; gradients need it nearby too.
     nearby = unravel(flat + np.random.default_rng(0).normal(size=flat.shape).astype(flat.dtype))
     for near in (params, nearby):
         if not _is_linear_gaussian(system, policy, near):
@@ -134,7 +134,7 @@ def check_params(system: LQG, policy: Policy, params: Params, rate: Any = None) 
 
 
 def _is_linear_gaussian(system: LQG, policy: Policy, params: Params) -> bool:
-    """Whether the policy is, as far as a few points tell; true where nothing is known."""
+    """Whether the policy is linear-Gaussian at a few points; true where it is traced."""
     state, action = np.shape(system.control)
     points = 10 * np.random.default_rng(0).normal(size=(4, state))
     points = jnp.asarray(np.concatenate([np.zeros((1, state)), np.eye(state), points]), float)

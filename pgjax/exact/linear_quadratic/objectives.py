@@ -39,19 +39,18 @@ def expected_return(
 
     Args:
       system: dynamics, noise, costs and the law of the first state.
-      policy: a policy without memory, normal, with a mean affine in the state and a scale that
-        does not see it.
+      policy: a policy without memory, normal, with a mean affine in the state and a scale
+        independent of it.
       params: its parameters.
       hyper: only the discount matters.
-      horizon: steps T of an episode; None for no limit.
+      horizon: number of steps of an episode, T; None for no limit.
 
     Returns:
-      A scalar. For an infinite horizon on which values diverge it is NaN where that is only known
-      inside compiled code.
+      A scalar; NaN where values diverge on an infinite horizon and only compiled code can know it.
 
     Raises:
-      ValueError: arrays that make no system, another kind of policy, a discount outside [0, 1], a
-        horizon below one, or an infinite horizon on which values diverge: undiscounted, or with a
+      ValueError: an invalid system, another kind of policy, a discount outside [0, 1], a horizon
+        below one, or an infinite horizon on which values diverge: undiscounted, or with a
         spectral radius of sqrt(gamma) (A + B K), K the gain of the policy, of one or more.
     """
     check(system, policy, hyper, horizon)
@@ -76,14 +75,14 @@ def values(
 
 
 def average_reward(system: LQG, policy: Policy, params: Params) -> jax.Array:
-    """Reward of a step in the long run: eta = E[r], s of the stationary law, a ~ pi(. | s).
+    """Long-run reward per step: eta = E[r] with s from the stationary law, a ~ pi(. | s).
 
-    Differentiable in `params` and `system`. NaN where the loop is unstable and that is only known
-    inside compiled code.
+    Differentiable in `params` and `system`. NaN where the loop is unstable and only compiled code
+    can know it.
 
     Raises:
-      ValueError: arrays that make no system, another kind of policy than `expected_return` takes,
-        or a spectral radius of A + B K, K the gain of the policy, of one or more.
+      ValueError: an invalid system, another kind of policy than `expected_return` takes, or a
+        spectral radius of A + B K, K the gain of the policy, of one or more.
     """
     check(system, policy)
     check_params(system, policy, params, rate=1.0)
@@ -106,7 +105,10 @@ def exact_gradient(system: LQG, policy: Policy, hyper: Hyper, *, horizon: int | 
 
 
 def average_reward_gradient(system: LQG, policy: Policy) -> GradientFn:
-    """grad eta, the gradient of the average reward; metrics: `average_reward`, and its errors."""
+    """grad eta, the gradient of the average reward.
+
+    Metrics: `average_reward`. Raises as `average_reward`.
+    """
     check(system, policy)
     return _ascend(system, policy, _average_reward, "average_reward", rate=1.0)
 
@@ -137,7 +139,7 @@ def state_form(loop: Loop, action: jax.Array) -> jax.Array:
 
 
 def _fixed_point(loop: Loop, discount: Any) -> jax.Array:
-    """Minus V of the infinite horizon: a Lyapunov equation, then what the noise adds for ever."""
+    """Minus V of the infinite horizon: a Lyapunov equation, then a constant for future noise."""
     cost = loop.policy.T @ loop.cost @ loop.policy
     form = lyapunov(loop.closed.T, cost, discount)
     noise = state_form(loop, _action_form(loop, discount, form))[-1, -1] - form[-1, -1]

@@ -52,19 +52,20 @@ def variance_decomposition(
 
     As `exact.variance_decomposition` on a finite MDP: the step is drawn from the visits of an
     episode, here the time in proportion to w_t and the state from its law at that time, and the
-    gradient is that in all of the policy's parameters.
+    gradient is with respect to all of the policy's parameters.
 
     The law of s_t, Q_t and Var(G_t | s, a) have closed forms; the means over s_t and a_t are taken
-    by Gauss-Hermite quadrature with 4 nodes a state and 5 an action dimension, exact to degrees 7
-    and 9. That is exact: the score has degree 1 in the state and 2 in the noise of the action, Q_t
-    and the variance degree 2 in both, so no mean is of more than degree 6 in s_t or 8 in a_t.
+    by Gauss-Hermite quadrature with 4 nodes per state dimension and 5 per action dimension, exact
+    up to degrees 7 and 9. That is enough: the score has degree 1 in the state and 2 in the noise of
+    the action, Q_t and the variance degree 2 in both, so that no integrand is of more than degree 6
+    in s_t or 8 in a_t.
 
     Args:
       system: as in `expected_return`.
       policy: as in `expected_return`.
       params: its parameters.
       hyper: only the discount matters.
-      horizon: steps T of an episode.
+      horizon: number of steps of an episode, T.
       baseline: `none` or `value`, which is the exact V_t(s).
       state_weighting: `discounted` or `uniform`.
       chunk_size: nodes whose scores are held at a time.
@@ -74,7 +75,7 @@ def variance_decomposition(
 
     Raises:
       ValueError: as `expected_return`, an unknown baseline or state weighting, or a system of so
-        many dimensions that quadrature would take more than 2^20 nodes a step.
+        many dimensions that quadrature would take more than 2^20 nodes per step.
 
     Source: Tucker et al. 2018, "The Mirage of Action-Dependent Baselines", eq. 4.
     """
@@ -97,7 +98,7 @@ def variance_decomposition(
 
 
 def _pooled(chance: jax.Array, steps: _Step) -> Decomposition:
-    """The parts for a step drawn with chances `[T]`; drifts differ between times as well."""
+    """The parts for a step drawn with probabilities `[T]`; drifts also differ between times."""
     apart = steps.drift - (chance @ steps.drift)[None]
     return Decomposition(
         trajectory=chance @ steps.trajectory,
@@ -164,7 +165,7 @@ def _at_step(loop, policy, params, baseline, chunk_size):
             value = -(x @ value_form @ x)
             advantage = -at(action_form, z) - value
             credit = advantage + value if baseline == "none" else advantage
-            # A baseline leaves the mean over actions as it is; the advantage cancels least.
+            # No baseline changes the mean over actions; the advantage cancels least.
             drift = (action_weights * advantage) @ scores
             spread = jnp.sum((credit[:, None] * scores - drift[None]) ** 2, axis=1)
             noise = at(return_variance, z) * jnp.sum(scores**2, axis=1)
