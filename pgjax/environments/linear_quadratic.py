@@ -39,7 +39,7 @@ class LinearQuadraticState(environment.EnvState):
 
 @struct.dataclass
 class LinearQuadraticParams(environment.EnvParams):
-    """The arrays of an `LQG`; covariances as square roots, which a step would have to take."""
+    """The arrays of an `LQG`; covariances as square roots, which each step needs."""
 
     dynamics: jax.Array = struct.field(kw_only=True)
     control: jax.Array = struct.field(kw_only=True)
@@ -121,7 +121,7 @@ def linear_quadratic(
 
     Raises:
       ValueError: shapes that do not fit, numbers that are not finite, costs that are not
-        symmetric, covariances that are none, or `max_steps` below one.
+        symmetric, covariances that are not positive semi-definite, or `max_steps` below one.
     """
     check_lqg(system)
     if max_steps is not None:
@@ -132,8 +132,9 @@ def linear_quadratic(
 def point_mass(*, time_step: float = 0.05, max_steps: int = 100) -> LinearQuadratic:
     """A unit mass in the plane, pushed to the origin by a force in a random wind.
 
-    The state is position and velocity, `[4]`; force and wind, of unit variance a component, hold
-    for a step. The costs are |position|^2 + 0.1 |velocity|^2 + 0.1 |force|^2 per unit of time.
+    The state is position and velocity, `[4]`. The force, and the wind, of unit variance in each
+    component, are constant during a step. The costs are
+    |position|^2 + 0.1 |velocity|^2 + 0.1 |force|^2 per unit of time.
 
     Args:
       time_step: duration of a step.
@@ -158,7 +159,7 @@ def point_mass(*, time_step: float = 0.05, max_steps: int = 100) -> LinearQuadra
 
 
 def check_lqg(system: LQG) -> None:
-    """Refuses, as `linear_quadratic` does, what is no linear-quadratic-Gaussian system."""
+    """Refuses what is not a linear-quadratic-Gaussian system, as `linear_quadratic` says."""
     shape = np.shape(system.control)
     if len(shape) != 2 or 0 in shape:
         raise ValueError(f"control has shape {shape}; expected [S, A]")
@@ -192,7 +193,7 @@ def _check_covariance(field: str, matrix: np.ndarray) -> None:
 
 
 def _root(covariance: chex.Array) -> np.ndarray:
-    """The symmetric square root; a Cholesky factor would ask for full rank."""
+    """The symmetric square root; a Cholesky factor would need full rank."""
     values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
