@@ -46,8 +46,8 @@ def all_action_gradient(
         g = 1/N sum_i sum_t w_t sum_a grad pi(a | s_it) Q(s_it, a),   w_t = gamma^t or 1
 
     Unbiased for grad J_gamma if Q is exact for the policy, the time and the horizon and w_t is
-    `discounted`; then the actions add no variance of their own at the step they are taken, only
-    through the states that they lead to. With any other Q it is biased, whatever the samples.
+    `discounted`. The actions then add no variance at the step where they are taken, only through
+    the states that they lead to. With any other Q it is biased, however many the samples.
 
     Q comes from exactly one of two places. Given as `action_values` it is held constant, and
     params and gradient are the policy's own. Learned as an `action_value_function`, params and
@@ -64,10 +64,10 @@ def all_action_gradient(
       env_params: its parameters.
       policy: the policy, whose distribution is over whole numbers below the number of actions.
       hyper: `discount`, `lambda_` and `entropy_cost`.
-      num_episodes: rows a gradient, N.
-      horizon: steps a row at most, T.
+      num_episodes: rows per gradient, N.
+      horizon: maximum number of steps of a row, T.
       action_values: `(policy_params, trajectory) -> [N, T, A]`.
-      action_value_function: one whose `apply` gives the values `[A]` of all actions.
+      action_value_function: its `apply` gives the values `[A]` of all actions.
       state_weighting: `discounted` or `uniform`.
       chunk_size: samples whose activations are held at a time; None takes what suits the device.
 
@@ -145,7 +145,7 @@ def _learned_values(
 ) -> tuple[jax.Array, jax.Array]:
     """Q at every step, `[N, T, A]`, and its mean over actions there and one step on, `[N, T + 1]`.
 
-    The observation after an episode's last step takes the place that follows it.
+    The observation after an episode's last step is placed after it.
     """
     longer = _with_final_obs(trajectory)
     samples, live, distributions = policy_samples(policy, longer, None, chunk_size)
@@ -164,7 +164,7 @@ def _learned_values(
 
 
 def _with_final_obs(trajectory: Trajectory) -> Trajectory:
-    """Rows of T + 1 steps, of which each episode's last is the observation that it ended on."""
+    """Rows of T + 1 steps: after its last step, each has the observation that it ended on."""
     length = jnp.sum(trajectory.mask > 0, axis=1)
     pad = lambda x: jnp.concatenate([x, jnp.zeros_like(x[:, :1])], axis=1)
     longer = jax.tree.map(pad, trajectory._replace(final_obs=None))
@@ -172,14 +172,14 @@ def _with_final_obs(trajectory: Trajectory) -> Trajectory:
     return longer._replace(
         obs=longer.obs.at[rows, length].set(trajectory.final_obs),
         mask=longer.mask.at[rows, length].set(1),
-        # The policy's memory is of the whole episode, its end included.
+        # The policy's memory covers the whole episode, its end included.
         terminated=jnp.zeros_like(longer.terminated),
         truncated=jnp.zeros_like(longer.truncated),
     )
 
 
 def _lambda_return(trajectory: Trajectory, next_value: jax.Array, hyper: Hyper) -> jax.Array:
-    """Lambda-returns `[N, T]`; nothing is read of the value after a natural end."""
+    """Lambda-returns `[N, T]`; the value after a natural end is not read."""
     live = trajectory.mask > 0
     return returns.lambda_return(
         trajectory.reward,

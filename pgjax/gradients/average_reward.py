@@ -42,37 +42,38 @@ def average_reward_gradient(
         g        = 1/(N T) sum_i sum_t u_it Psi_it       with r - eta for the reward, and discount 1
 
     A mean over steps as well as rows, because the objective is a reward per step. The td residual
-    and GAE are differential ones here, and the value function is the differential value h, which
-    starts afresh from no reference state: only its differences count. Params and gradient are
+    and GAE are differential ones here, and the value function is the differential value h, without
+    a reference state: only its differences count. Params and gradient are
     `{"policy": ..., "value": ...}`; the value's part descends 1/2 (h(s_t) - target_t)^2 averaged
     over steps, as in `policy_gradient`.
 
-    Unbiased if h is exact and the rows are in the stationary distribution mu, at any lambda;
-    biased else. What eta is subtracted does not matter to the policy's part then, as long as it
-    is not of the same window: eta is a running average of the mean rewards of *earlier* windows,
+    Unbiased, at any lambda, if h is exact and the rows are in the stationary distribution mu;
+    otherwise biased. Which eta is subtracted then does not matter to the policy's part, as long as
+    it is not that of the same window: eta is a running average of the mean rewards of *earlier*
+    windows,
 
         eta <- eta + eta_step_size (mean reward of the window - eta)
 
-    starting from a first window that `init` plays for nothing else. Errors of eta push the level
-    of h, and over time cancel: by this rule they sum to (eta_last - eta_first) / eta_step_size.
+    starting from a first window that `init` plays for this alone. Errors of eta shift the level of
+    h, and cancel over time: by this rule they sum to (eta_last - eta_first) / eta_step_size.
 
-    A task that goes on has no ends, and what to do with one is the user's to say. With
-    `renewal`, an end is a transition of the chain, to the start of the next episode, whose value
-    is bootstrapped: the average is over episodes and what follows them. Without, an end is that
-    of an episode: after `terminated` the differential value is zero, after `truncated` that of the
-    true next observation, and the gradient is that of no average reward unless the metric `ends`
-    stays zero.
+    A continuing task has no ends; what happens at one is for the user to choose. With `renewal`, an
+    end is a transition of the chain to the start of the next episode, whose value is bootstrapped:
+    the average runs over all episodes in turn. Without it, an episode ends there: after
+    `terminated` the differential value is zero, after `truncated` that of the true next
+    observation, and the gradient is that of no average reward unless the metric `ends` stays zero.
 
     Args:
       env: a gymnax environment.
       env_params: its parameters.
-      policy: the policy; of a policy with memory, only the memory of the window is differentiated.
-      estimator: a bootstrapping form, whose windows see beyond their end; any baseline.
+      policy: the policy; through its memory, if any, backpropagation through time is truncated at
+        the start of the window.
+      estimator: a bootstrapping form, so that windows see beyond their end; any baseline.
       hyper: discount 1, lambda and the like.
       num_rows: N.
-      horizon: steps a window, T.
+      horizon: steps per window, T.
       value_function: the differential value h.
-      eta_step_size: of the running average.
+      eta_step_size: step size of the running average.
       renewal: whether an end is a transition to the next start; for policies without memory.
       chunk_size: samples whose activations are held at a time; None takes what suits the device.
 
@@ -124,12 +125,12 @@ def gpomdp(
 
         g = 1/(N T) sum_i sum_t z_it (r_it - eta),   z_it = beta z_{i,t-1} + u_it
 
-    The trace starts at zero in every window, so that summed the other way round it is the
-    reward-to-go at rate beta, 1/(N T) sum_i sum_t u_it sum_{k>=t} beta^(k-t) (r_ik - eta), and is
-    computed so. Biased: in the stationary distribution, and but for the end of the window, its
-    mean is E_mu[u Q_beta] with the values of discount beta, which tends to grad eta as
-    beta -> 1 while the variance grows; the window's end takes O(1 / ((1 - beta) T)) of it. eta is
-    as in `average_reward_gradient`: a constant that lowers the variance and leaves the mean alone.
+    The trace starts at zero in every window. Summed in the other order it is the reward-to-go at
+    rate beta, 1/(N T) sum_i sum_t u_it sum_{k>=t} beta^(k-t) (r_ik - eta), and this is what is
+    computed. Biased: in the stationary distribution, and apart from the end of the window, its mean
+    is E_mu[u Q_beta] with the values of discount beta, which tends to grad eta as beta -> 1 while
+    the variance grows; the end of the window takes away a share of O(1 / ((1 - beta) T)). eta is as
+    in `average_reward_gradient`: a constant that lowers the variance and leaves the mean unchanged.
 
     Args:
       env: a gymnax environment; states may be hidden.
@@ -137,10 +138,10 @@ def gpomdp(
       policy: the policy; params and gradient are its own.
       beta: decay of the trace, in [0, 1).
       num_rows: N.
-      horizon: steps a window, T; long against 1 / (1 - beta).
+      horizon: steps per window, T; long compared with 1 / (1 - beta).
       baseline: any that needs neither a value nor a number.
       entropy_cost: weight of the entropy bonus.
-      eta_step_size: of the running average.
+      eta_step_size: step size of the running average.
       renewal: whether the trace goes on where an episode ends; otherwise it is cut there.
       chunk_size: samples whose activations are held at a time; None takes what suits the device.
 
@@ -193,7 +194,7 @@ def _window_gradient(
     renewal,
     chunk_size,
 ) -> StatefulGradientFn:
-    """Weighs the scores of a window by what Psi makes of reward minus eta, step for step."""
+    """Weights the scores of a window by Psi of the reward minus eta, as a mean over steps."""
     check_counts(num_rows=num_rows, horizon=horizon, chunk_size=chunk_size)
     checks.within("eta_step_size", eta_step_size, 0, 1)
     estimators.check_rows(estimator, num_rows, "num_rows")

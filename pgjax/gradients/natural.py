@@ -44,11 +44,11 @@ def natural_gradient(
 
     g is the policy gradient of the estimator and w_t its state weighting, so that both are means
     over the same visits. F is unbiased for the Fisher information that Kakade defines, summed
-    over an episode's visits; the solution x is a direction of ascent, an estimate of nothing: the
-    inverse of an unbiased matrix is biased, and both come from one batch. It does not depend on
+    over an episode's visits. The solution x is a direction of ascent, not an unbiased estimate: the
+    inverse of an unbiased matrix is biased, and F and g come from one batch. It does not depend on
     how the policy is parametrised, up to damping and to first order. F is never formed.
 
-    The actions in F are those taken, even where the sum over all of them could be had. Any
+    The actions in F are those taken, even where the sum over all of them could be computed. Any
     distribution will then do, and g = sum w_t u_t Psi_t lies in the range of F, so that the
     system has a solution without damping too: the least-squares fit of the weights Psi by the
     scores, the compatible function approximation.
@@ -59,17 +59,17 @@ def natural_gradient(
       policy: the policy.
       estimator: form, baseline and state weighting of g.
       hyper: discount, lambda and the like.
-      num_episodes: rows a gradient, N.
-      horizon: steps a row at most, T.
-      damping: added to the diagonal; F sums over time, so it is in units of an episode. Where it
-        is large the result is g / damping.
+      num_episodes: rows per gradient, N.
+      horizon: maximum number of steps of a row, T.
+      damping: added to the diagonal; F sums over time, so its scale is that of an episode. Where
+        damping is large the result is g / damping.
       num_iterations: of conjugate gradients, each one Fisher-vector product over the batch.
       value_function: as in `policy_gradient`; its part of the gradient is not touched.
       chunk_size: samples whose activations are held at a time; None takes what suits the device.
 
     Returns:
       A `GradientFn`, with the metrics of `policy_gradient` and `residual`, the norm of
-      g - (F + damping I) x in units of that of g.
+      g - (F + damping I) x relative to that of g.
 
     Raises:
       ValueError: as `policy_gradient`, or a negative damping.
@@ -153,12 +153,12 @@ def conjugate_gradients(
     """Solves `product(x) = b` for a symmetric, positive semi-definite product, starting at zero.
 
     Returns:
-      x, and the norm of what is left of b, in units of that of b.
+      x, and the norm of the residual b - product(x) relative to that of b.
 
     Source: Hestenes & Stiefel 1952.
     """
     squared = _dot(b, b)
-    # Far enough above rounding error for x not to drift where a singular product is blind.
+    # Far enough above rounding error that x does not drift in the null space of the product.
     enough = jnp.finfo(squared.dtype).eps ** (4 / 3) * squared
 
     def iterate(_, state):

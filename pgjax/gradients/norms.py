@@ -29,16 +29,17 @@ def squared_norms(
 ) -> jax.Array:
     """|g_i|^2 of the gradient of each row, g_i = sum_t Psi_it grad log pi(a_it | s_it).
 
-    The gradient of a dense layer is a sum of outer products over time, G = sum_t x_t d_t^T, of what
-    goes in and what comes back. Its norm is had in two ways, whichever multiplies less,
+    The gradient of a dense layer is a sum over time of outer products of its input and of what is
+    propagated back to its output, G = sum_t x_t d_t^T. Its norm is computed in one of two ways,
+    whichever takes fewer multiplications,
 
         |G|^2 = |X^T D|^2 = sum_{t,k} (x_t . x_k) (d_t . d_k)
 
     the second of which never forms G: cheaper where T (in + out) < in out, short episodes and wide
     layers. Other parameters are differentiated a row at a time. With the gradient of the batch,
     the mean of the g_i, the norms give the trace of the covariance of single trajectories,
-    (sum |g_i|^2 - N |mean|^2) / (N - 1), wherever rows are independent, that is with baselines
-    that look at no other row.
+    (sum |g_i|^2 - N |mean|^2) / (N - 1), where rows are independent: with baselines that do not
+    look at other rows.
 
     Args:
       params: the policy's parameters.
@@ -49,7 +50,7 @@ def squared_norms(
       hyper: discount, lambda and the like; no entropy bonus.
       value: `[N, T]` values of the observations; for estimators that read them.
       next_value: `[N, T]` values of the true next observations; for bootstrapping forms.
-      chunk_size: samples whose activations are held at a time, at least those of a row.
+      chunk_size: samples whose activations are held at a time, at least one row.
 
     Returns:
       `[N]` squared norms.
@@ -108,7 +109,7 @@ def _dense_norm(x: jax.Array, back: jax.Array) -> jax.Array:
 
 
 def _probed(policy: Policy):
-    """`(params, probes, obs, action) -> (log_prob, inputs)`; probes add to what layers put out."""
+    """`(params, probes, obs, action) -> (log_prob, inputs)`; probes are added to outputs."""
 
     def step(params, probes, obs, action):
         seen = {}
@@ -172,7 +173,7 @@ def _split(params, layers):
 
 
 def _merge(rest, params, layers):
-    """Params with other leaves in the place of those that are not of the layers."""
+    """Params in which the leaves that belong to no layer are replaced."""
     _, others = _split(params, layers)
     leaves, structure = jax.tree.flatten(params)
     supply = iter(rest)

@@ -60,8 +60,8 @@ def trajectory_gradient(
       A gradient shaped like `params`, uphill.
 
     Raises:
-      ValueError: values that the estimator needs and did not get, rates outside [0, 1], or too
-        few rows.
+      ValueError: values that the estimator needs are missing, rates outside [0, 1], or too few
+        rows.
     """
     check_counts(chunk_size=chunk_size)
     estimators.check_hyper(hyper)
@@ -100,12 +100,12 @@ def policy_gradient(
       policy: the policy.
       estimator: form, baseline and state weighting.
       hyper: discount, lambda and the like.
-      num_episodes: rows a gradient, N.
-      horizon: steps a row at most, T.
+      num_episodes: rows per gradient, N.
+      horizon: maximum number of steps of a row, T.
       value_function: for estimators that need values; with others it is fitted and not used.
       chunk_size: samples whose activations are held at a time; None takes what suits the device.
-      mesh: devices that the episodes are shared out over (`sharding.mesh`); None for one. Which
-        episodes there are does not depend on it.
+      mesh: devices that the episodes are shared out over (`sharding.mesh`); None for one. The
+        episodes do not depend on it.
 
     Returns:
       A `GradientFn`. Metrics, over the episodes: mean `return` and `discounted_return`, mean
@@ -167,8 +167,9 @@ def both_parts(
 ) -> tuple[Params, Metrics]:
     """Gradient of given trajectories, with the value's part and loss where there is one.
 
-    Weights are made of the whole batch; what goes through a network, of each device's own rows.
-    Devices wait for each other once, with the gradient and `means`, what else is one over rows.
+    Weights are computed from the whole batch; what goes through a network, by each device from its
+    own rows. Devices wait for each other once, for the gradient and for `means`, the other means
+    over rows.
 
     Returns:
       The gradient; and `entropy` (minus the mean log-probability of the actions taken), with values
@@ -238,8 +239,8 @@ def ascent(
 ) -> Term:
     """Gradient of 1/N sum_i sum_t (weight_it scored_it + bonus_it H(pi(. | s_it))), to be summed.
 
-    With it 1/N sum_i sum_t log pi(a_it | s_it), which costs little here: what collects samples
-    would have to normalise their distributions for it.
+    Along with it 1/N sum_i sum_t log pi(a_it | s_it), which costs little here: a rollout would have
+    to normalise its distributions for it.
 
     Args:
       params: the policy's parameters.
@@ -249,8 +250,8 @@ def ascent(
       policy: the policy that acted.
       chunk_size: samples whose activations are held at a time; None takes what suits the device.
       policy_state: `[N, ...]` where the policy's memory starts; None for its initial state.
-      scored: of a distribution, what is weighed, shaped like `weight`; None for the log-probability
-        of the action taken.
+      scored: function of the distribution that is weighted, shaped like `weight`; None for the
+        log-probability of the action taken.
     """
     samples, live, distributions = policy_samples(
         policy, trajectory, (weight, bonus), chunk_size, policy_state
@@ -282,7 +283,7 @@ def entropy_bonus(state_weighting: str, trajectory: Trajectory, hyper: Hyper) ->
 
 
 def episode_means(trajectory: Trajectory, hyper: Hyper) -> Metrics:
-    """What `policy_gradient` tells of its episodes: means over rows, and `env_steps`."""
+    """What `policy_gradient` reports about its episodes: means over rows, and `env_steps`."""
     reward = trajectory.reward
     discount = jnp.asarray(hyper.discount, reward.dtype) ** jnp.arange(reward.shape[1])
     length = jnp.sum(trajectory.mask, axis=1)

@@ -13,10 +13,9 @@ from pgjax.policies import Params, Policy
 from pgjax.rollout import STEP_FIELDS, Trajectory
 
 READ = tuple(name for name in STEP_FIELDS if name != "log_prob")
-"""What a gradient reads of every step; log-probabilities it computes itself."""
+"""Fields of a step that a gradient reads; it computes log-probabilities itself."""
 PLAIN = 16
-"""Chunks that are added as they are, few beside the terms that each has summed itself: compensation
-takes time, and not every chunk needs it."""
+"""Chunks added without compensation, which takes time: they are few beside the terms of each."""
 
 
 class Live(NamedTuple):
@@ -54,11 +53,11 @@ def resolve(chunk_size: int | None) -> int:
 def accumulate(*terms: Term) -> list[Params]:
     """Sums of `function(samples [B, ...], valid [B])` over the live samples, the same in all terms.
 
-    The functions must themselves be sums over samples in which the invalid ones count for nothing.
-    What rounding takes from the total of every few chunks is given back to those that follow (Kahan
-    1965), so that the error does not grow with the number of chunks. Each sum is one vector, which
-    makes this few operations, whatever the network. Term by term, so that the activations of one at
-    a time are held.
+    The functions must themselves be sums over samples, to which invalid ones contribute nothing.
+    What rounding takes from the total is given back every few chunks (Kahan 1965), so the error
+    does not grow with the number of chunks. Each sum is one vector, so this takes few operations,
+    whatever the network. Terms are summed one after the other, so only the activations of one are
+    held at a time.
     """
 
     def adding(term):
@@ -89,7 +88,7 @@ def accumulate(*terms: Term) -> list[Params]:
 def _settle(
     part: jax.Array, total: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Moves a part to the total, which is a sum and what it has too much of by rounding."""
+    """Moves a part to the total, which is a sum and its surplus from rounding."""
     old, surplus = total
     part = part - surplus
     new = old + part
@@ -113,7 +112,7 @@ def policy_samples(
     chunk_size: int | None,
     policy_state: Any = None,
 ) -> tuple[Samples, Live, Callable[[Params, Samples], Distribution]]:
-    """Samples, which of them are live, and the function from params and samples to distributions.
+    """Samples, which of them are live, and a function from params and samples to distributions.
 
     Policies without memory see single steps, the others whole rows, starting from `policy_state
     [N, ...]`, or from their initial state where that is None.

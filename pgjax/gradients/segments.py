@@ -22,7 +22,7 @@ class SegmentState(NamedTuple):
     """What is carried from window to window."""
 
     rows: Rows
-    under_way: Metrics  # each [N], sums of the episodes that have begun and not ended
+    under_way: Metrics  # each [N], sums over the episodes that have not ended yet
     ended: Metrics  # each [], means over the last episodes to end
 
 
@@ -43,34 +43,35 @@ def segment_gradient(
 
         g = 1/N sum_i sum_t Psi_it u_it,   u_it = grad log pi(a_it | s_it)
 
-    A window sees the middle of some episodes: where it ends, the form bootstraps from the true next
-    observation. Sum over time, mean over rows, as everywhere: a window of twice the length has
-    twice the gradient, and wants half the learning rate of plain gradient ascent; Adam does not
-    notice. The value's part is a mean over steps, as in `policy_gradient`. Params and gradient are
+    A window may begin and end within an episode: at its end the form bootstraps from the true next
+    observation. Sum over time, mean over rows, as everywhere: a window twice as long has twice the
+    gradient, and plain gradient ascent then needs half the learning rate; Adam is unaffected. The
+    value's part is a mean over steps, as in `policy_gradient`. Params and gradient are
     `{"policy": ..., "value": ...}`.
 
     With exact values, at any lambda and with an unbiased baseline, the mean is
 
         E g = sum_t E[ u_t A_gamma(s_t, a_t) ]
 
-    over the states the rows are in; where they are in the stationary law of episode after episode,
-    T times its mean. Every visit counts the same, which is common practice and biased: unless
+    over the states the rows are in; under the stationary law of one episode after another, that is
+    T times one mean. Every visit counts the same, which is common practice and biased: unless
     gamma = 1 that is the gradient of no function. At gamma = 1, and without a time limit, it is
-    T / E[L] grad J, where L is the length of an episode: so many episodes pass in a window. With
+    T / E[L] grad J, where L is the length of an episode and T / E[L] their number in a window. With
     learned values it is biased at lambda = 1 too, because the end of a window bootstraps.
 
     The weights gamma^t of the discounted state weighting count from the start of an episode, which
-    is not in the window, and Monte Carlo forms would take what is left of a window for the return:
-    both are refused.
+    is not in the window, and Monte Carlo forms would take the rest of a window for the return: both
+    are refused.
 
     Args:
       env: a gymnax environment.
       env_params: its parameters.
-      policy: the policy; of a policy with memory, only the memory of the window is differentiated.
+      policy: the policy; through its memory, if any, backpropagation through time is truncated at
+        the start of the window.
       estimator: a bootstrapping form, any baseline, `uniform` state weighting.
       hyper: discount, lambda and the like.
       num_rows: N.
-      horizon: steps a window, T.
+      horizon: steps per window, T.
       value_function: V.
       chunk_size: samples whose activations are held at a time; None takes what suits the device.
       mesh: devices that the rows are shared out over (`sharding.mesh`); None for one.
@@ -140,14 +141,14 @@ def segment_gradient(
 
 
 def episode_ends(trajectory: Trajectory, rows: Rows) -> jax.Array:
-    """Where episodes ended, `[N, T]`; the last step is cut whether one ended there or not."""
+    """Where episodes ended, `[N, T]`; the last step is cut even if none ended there."""
     return (trajectory.terminated | trajectory.truncated).at[:, -1].set(rows.elapsed == 0)
 
 
 def _tally(
     reward: jax.Array, ends: jax.Array, discount: ArrayLike, state: SegmentState
 ) -> tuple[Metrics, Metrics]:
-    """Sums of the episodes under way after a window, and means of those that ended in it."""
+    """Sums over the episodes under way after a window, and means over those that ended in it."""
     elapsed = _elapsed(ends, state.rows.elapsed)
     addends = {
         "return": reward,
@@ -172,7 +173,7 @@ def _tally(
 
 
 def _elapsed(ends: jax.Array, before: jax.Array) -> jax.Array:
-    """Steps since the episode began, `[N, T]`, where the window found `before [N]` of them."""
+    """Steps since the episode began, `[N, T]`; `before [N]` of them precede the window."""
     time = jnp.broadcast_to(jnp.arange(ends.shape[1]), ends.shape)
     starts = jnp.where(jnp.pad(ends[:, :-1], ((0, 0), (1, 0))), time, -before[:, None])
     return time - jax.lax.cummax(starts, axis=1)

@@ -1,4 +1,4 @@
-"""Values of a trajectory's observations, what Psi may see of them, and the values' own gradient."""
+"""Values of a trajectory's observations, what Psi may see, and the gradient of their fit."""
 
 from collections.abc import Callable
 
@@ -20,9 +20,8 @@ def values(
 ) -> tuple[jax.Array, jax.Array]:
     """Values of the observations and of the true next observations, both `[N, T]`.
 
-    The next observation of a row's last live step is `trajectory.final_obs`, and so is that of
-    every end where rows go on after one: never the observation after the reset. Zero where the
-    row is not live.
+    After a row's last live step, and after every end where rows go on, the next observation is that
+    of `trajectory.final_obs`, never the one after the reset. Zero where the row is not live.
     """
     live = trajectory.mask > 0
     dtype = jnp.result_type(trajectory.reward, float)
@@ -54,7 +53,7 @@ def make_steps(
     """What Psi may see of a trajectory.
 
     Raises:
-      ValueError: values that the estimator needs and did not get.
+      ValueError: values that the estimator needs are missing.
     """
     if value is None and estimators.needs_value(estimator):
         raise ValueError(f"{'+'.join(estimator[:2])} needs value, [N, T]")
@@ -87,7 +86,7 @@ def regression(
 ) -> Term:
     """Gradient of -1/2 1/N sum_i sum_t (prediction_it - target_it)^2 at live steps, to be summed.
 
-    Divided by the mean length of a row, it is that of a mean over live steps.
+    Divided by the mean length of a row, it is the gradient of a mean over live steps.
 
     Args:
       params: of the predictions.
