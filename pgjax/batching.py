@@ -2,7 +2,7 @@
 
 A `while_loop` whose condition differs over a vmapped axis selects between old and new carry at
 every iteration, which copies a trajectory again and again. `any_of_all` and `max_of_all` reduce
-over the vmapped axes too, so that the loop runs until all are done.
+over the vmapped axes too, so that the loop runs until all of them are done.
 """
 
 from collections.abc import Callable
@@ -39,10 +39,10 @@ def _(axis_size, in_batched, x):
 def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, whose vmapped calls are made in turn on a CPU, and side by side elsewhere.
 
-    For work that fills a core's cache by itself: in turn, each call has loop bounds of its own
-    and sums in an order that the others do not change, so that its result is the same bits
-    however many there are. Numbers that are no arrays stay constants, and what `function` closes
-    over must not be vmapped.
+    For work that fills a core's cache by itself. In turn, each call has its own loop bounds and an
+    order of summation that the others do not change, so that its result is the same bits however
+    many there are. Numbers that are not arrays stay constants, and what `function` closes over must
+    not be vmapped.
     """
 
     def call(*args):
@@ -91,8 +91,8 @@ def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
     """`(condition, otherwise, *args) -> function(*args)` where a condition holds, else `otherwise`.
 
     For work that few of many vmapped calls need: on a CPU only those do it, some at a time;
-    elsewhere all do it side by side, and it is chosen from. What `function` closes over must not be
-    vmapped.
+    elsewhere all do it side by side, and the results are selected. What `function` closes over must
+    not be vmapped.
     """
 
     @jax.custom_batching.custom_vmap
@@ -108,7 +108,7 @@ def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
         out = many(fill(condition, batched), otherwise, args)
         return out, jax.tree.map(lambda _: True, out)
 
-    # Leaves of `args` have as many entries as there are calls, or fewer that hold for equal shares.
+    # Leaves of `args` have one entry per call, or fewer that each serve an equal share of calls.
     @jax.custom_batching.custom_vmap
     def many(condition, otherwise, args):
         (num,), at_once = condition.shape, backends.current().seldom
@@ -155,8 +155,8 @@ def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
 def true_first(mask: jax.Array, more: int) -> tuple[jax.Array, jax.Array]:
     """Indices of the true entries, the rest of `[M + more]` the first of them, and their number.
 
-    Where none is true, all are some entry. One mask after the other on a CPU: vmapped, its loop
-    would scatter, and of what scatters XLA makes no one function.
+    Where none is true, the indices are arbitrary. One mask after the other on a CPU: vmapped, its
+    loop would scatter, and XLA does not fuse scatters.
     """
     return one_at_a_time(_true_first)(mask, more)
 
@@ -173,7 +173,7 @@ def _true_first(mask, more):
         found = (blank, jnp.int32(0))
         index, count = jax.lax.fori_loop(0, len(mask), note, found, unroll=4)
     else:
-        rank = jnp.cumsum(mask)  # of which XLA makes a dozen programs for a CPU, no quicker
+        rank = jnp.cumsum(mask)  # for a CPU, XLA would make a dozen programs of it, no faster
         place = jnp.where(mask, rank - 1, len(blank))  # past the end, so dropped, where not true
         entries = jnp.arange(len(mask), dtype=jnp.int32)
         index, count = blank.at[place].set(entries, mode="drop"), rank[-1]
@@ -181,10 +181,10 @@ def _true_first(mask, more):
 
 
 def map_small(function: Callable[..., Any], xs: Any) -> Any:
-    """`function` of every entry of `xs`, small operations of few numbers each.
+    """`function` of every entry of `xs`, made of small operations on few numbers.
 
-    In a loop where that costs no more than they do, which spares memory and what a pass over it
-    takes; side by side elsewhere.
+    In a loop where the loop itself costs nothing, which saves memory and passes over it; side by
+    side elsewhere.
     """
     if backends.current().fused_loops:
         return jax.lax.map(function, xs)
@@ -196,10 +196,10 @@ def once(
 ) -> tuple[jax.Array, Any]:
     """The next index and `function(index, carry)`, of small operations, as one turn of a loop.
 
-    Where loops are one function (`backends.Backend.fused_loops`), so are the operations then, which
-    take less time than it takes to call them. What depends neither on the index nor on the carry is
-    left outside. A loop around it goes on with the index returned: counting by itself, it would
-    copy its own count at every turn.
+    Where loops are one function (`backends.Backend.fused_loops`), this makes one of the operations,
+    which take less time than calling them. What depends neither on the index nor on the carry stays
+    outside. A loop around it continues from the index returned: with a count of its own, it would
+    copy that at every turn.
     """
     end = index + 1
     go_on = lambda loop: loop[0] < end
@@ -221,7 +221,7 @@ def expand(x: jax.Array, like: jax.Array) -> jax.Array:
 def vmap_in_blocks(function: Callable[..., Any], size: int | None) -> Callable[..., Any]:
     """`jax.vmap(function)`, of at most `size` calls at a time; None makes all of them at once.
 
-    Blocks are alike; what is missing to the last one is filled by its last call, made again.
+    Blocks have equal size; the last one is filled up by repeating its last call.
     """
 
     def call(*args: Any) -> Any:
