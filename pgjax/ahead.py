@@ -14,9 +14,9 @@ def split(
 
         function(later, now) = rest(later, ahead(now))
 
-    For functions that are called in turn with all of `now` known from the start, as a step of a
-    scan that draws from keys: `ahead` is then vmapped over all steps, and its many small
-    operations are few large ones. The results are the same bits.
+    For functions that are called in turn with all of `now` known from the start, such as a step of
+    a scan that draws from keys. `ahead` is then vmapped over all steps, and its many small
+    operations become a few large ones. The results are the same bits.
 
     Args:
       function: to be split; it is traced once.
@@ -39,7 +39,7 @@ def split(
         ahead_eqns.append(eqn)
         if inputs & known:
             known.update(eqn.outvars)
-        else:  # what is made of nothing may be wanted on both sides
+        else:  # made of no input at all, and perhaps needed on both sides
             rest_eqns.append(eqn)
     wanted = _variables(jaxpr.outvars).union(*(_variables(eqn.invars) for eqn in rest_eqns))
     computed = [x for eqn in ahead_eqns for x in eqn.outvars]

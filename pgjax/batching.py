@@ -155,8 +155,8 @@ def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
 def true_first(mask: jax.Array, more: int) -> tuple[jax.Array, jax.Array]:
     """Indices of the true entries, the rest of `[M + more]` the first of them, and their number.
 
-    Where none is true, the indices are arbitrary. One mask after the other on a CPU: vmapped, its
-    loop would scatter, and XLA does not fuse scatters.
+    Where none is true, all are the same arbitrary entry. One mask after the other on a CPU:
+    vmapped, its loop would scatter, and XLA does not fuse scatters.
     """
     return one_at_a_time(_true_first)(mask, more)
 

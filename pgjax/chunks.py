@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from pgjax import batching
 
 SLAB = 512
-"""Chunks of the largest size whose entries are looked for at a time: the memory that takes does not
-grow with the batch, and what is lost where the last chunk of a slab is not full stays small."""
+"""Chunks of the largest size whose entries are searched for at a time, so that memory does not grow
+with the batch, while little is lost where the last chunk of a slab is not full."""
 
 
 def fold(
@@ -29,10 +29,9 @@ def fold(
         needs; for the others, nothing is valid then.
       init: the first carry.
       mask: bool, taken as flat, `[M]`.
-      sizes: how many entries a chunk may have, B. That of an entry's chunk depends on its own
-        mask, not on those vmapped with it.
-      spare: entries that are left to smaller chunks if there are no more of them; None for what
-        would fill half of a chunk.
+      sizes: numbers of entries B that a chunk may have. Which of them an entry's chunk has depends
+        on its own mask, not on those vmapped with it.
+      spare: most entries that are left over for smaller chunks; None for half a chunk.
 
     Returns:
       The last carry.
@@ -47,14 +46,14 @@ def fold_each(
     sizes: Sequence[int],
     spare: int | None = None,
 ) -> list[Any]:
-    """`fold` of each of some functions, for which the live entries are looked for once."""
-    # XLA would count through a mask that it knows, for seconds, while it compiles.
+    """`fold` for several functions, with a single search for the live entries."""
+    # While it compiles, XLA would spend seconds on counting through a constant mask.
     live = jax.lax.optimization_barrier(jnp.ravel(mask))
     sizes = sorted({min(size, live.size) for size in sizes}, reverse=True)
     num = min(SLAB * sizes[0], live.size)
 
     def fold_slab(number, carries):
-        # The last slab takes along entries of the one before, which are not live a second time.
+        # The last slab overlaps the one before; what it repeats is not live a second time.
         start = jnp.minimum(number * num, live.size - num)
         own = jax.lax.dynamic_slice(live, [start], [num])
         own &= start + jnp.arange(num) >= number * num
@@ -85,10 +84,10 @@ def fold_each(
 
 
 def take(tree: Any, index: jax.Array) -> Any:
-    """Entries `index [B]` of every leaf `[M, ...]`; indices ascend, but for what fills a chunk up.
+    """Entries `index [B]` of every leaf `[M, ...]`; indices ascend, except those that fill it up.
 
-    Neighbours, as all are where everything is live, are one slice: picked one by one, they would
-    take a tenth of the time of the gradient that they are for.
+    Neighbours, as all entries are where everything is live, are taken as one slice: gathering them
+    would take a tenth of the time of the gradient that they are for.
     """
     first, width = index[0], len(index)
     scattered = index[-1] - first != width - 1

@@ -21,9 +21,9 @@ def flops(function: Callable[..., Any], *args: Any) -> float:
         sum_b runs_b flops_b,   b over the bodies of loops, branches, and the rest
 
     The program is run once, with counters in its loops: trips may depend on data. XLA counts an
-    addition or a multiplication of integers like one of floats, transcendental functions not at
-    all; it is asked before it optimises. A loop within the condition of a loop counts as run once,
-    and so does one that XLA makes itself, as for sorting.
+    addition or a multiplication of integers like one of floats, and transcendental functions not at
+    all; its count is taken before it optimises. A loop within the condition of a loop counts as run
+    once, and so does one that XLA generates itself, as for sorting.
 
     Args:
       function: what is called; jitted or not.
@@ -109,7 +109,7 @@ def _run_while(parameters, values, counts, place):
     def turn(loop):
         counts, carry = loop
         results, counts = _run(body, [*values[split:end], *carry], counts, place)
-        # A vmapped condition is an array: rows that are through keep what they have.
+        # A vmapped condition is an array: rows that have finished keep their values.
         kept = partial(_where, live(carry))
         return counts.at[looked].add(1), list(map(kept, results, carry))
 
@@ -153,7 +153,7 @@ def _inside(equation: JaxprEqn) -> list[ClosedJaxpr]:
 
 
 def _part(jaxpr: Jaxpr, equations: Sequence[JaxprEqn]) -> ClosedJaxpr:
-    """Some equations of a jaxpr as a program: what they need in, all that they make out."""
+    """Some equations of a jaxpr as a program, from all they need to all they compute."""
     made = [var for equation in equations for var in equation.outvars]
     used = (atom for equation in equations for atom in equation.invars)
     own = set(made)

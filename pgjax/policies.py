@@ -71,11 +71,11 @@ class Network(nn.Module):
 
 
 NARROW = 4
-"""Columns of a kernel up to which the gradient with respect to what it multiplies is a sum."""
+"""Most columns of a kernel for which the gradient of its input is computed as a sum."""
 
 
 def _dot_general(x, kernel, dimension_numbers, **options):
-    """What a dense layer multiplies by: `[F]` or `[B, F]` times `[F, H]`."""
+    """The product in a dense layer: `[F]` or `[B, F]` times `[F, H]`."""
     return matmul(x, kernel)
 
 
@@ -83,12 +83,12 @@ def _dot_general(x, kernel, dimension_numbers, **options):
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`x @ kernel`, whose gradients are fast on a CPU.
 
-    With respect to the kernel that is `x.T @ y`, where y is what comes back. Left to itself, XLA
-    folds the transpose into a product over leading axes, for which its CPU backend has slow code,
-    slowest where there are few columns. A copy of the transpose costs less, and least of the
-    narrower factor: for the last layer that is y, and `(y.T @ x).T` the gradient.
+    With respect to the kernel that is `x.T @ y`, where y is the gradient of the output. Left to
+    itself, XLA folds the transpose into a product over leading axes, for which its CPU backend has
+    slow code, slowest where there are few columns. A copy of the transpose costs less, and least
+    for the narrower factor: for the last layer that is y, and the gradient is `(y.T @ x).T`.
 
-    With respect to x it is `y @ kernel.T`, over few columns a sum that XLA makes part of what comes
+    With respect to x it is `y @ kernel.T`: over few columns a sum, which XLA fuses into what comes
     next, where a product would write and read an array as large as x.
     """
     return x @ kernel
@@ -178,7 +178,7 @@ def mlp(
       hidden: widths of the hidden layers.
       activation: a name in `ACTIVATIONS`.
       features: `obs [*O] -> [F]`.
-      free_value: where the outputs that do not see the observation start.
+      free_value: initial value of the outputs that do not see the observation.
 
     Raises:
       ValueError: an unknown activation or a width below one.
@@ -360,7 +360,7 @@ def make_value(
 ) -> ValueFunction:
     """A value function that fits an environment's observations; arguments as in `make`.
 
-    With `num_actions`, one that values each action.
+    With `num_actions`, one that gives the value of each action.
     """
     checks.choice("policy", kind, POLICIES)
     obs_space = env.observation_space(env_params)

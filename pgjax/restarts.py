@@ -1,7 +1,7 @@
 """States met along episodes, and what follows when an episode is restarted from one.
 
-A gymnax state is a value: it can be kept, copied and continued as often as one likes, which makes
-nested expectations, over what follows a state and an action, something to be sampled.
+A gymnax state is a value: it can be kept, copied and continued as often as one likes, so that
+nested expectations, over what follows a state and an action, can be sampled.
 """
 
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ def visit(
 
         E[sum_t w_t f(t, s_t)] = E[W f(tau, s_tau)],   P(tau = t) = w_t / W,   W = sum_t w_t
 
-    The sums go over the steps of an episode. One state an episode is held, by reservoir sampling,
+    The sums go over the steps of an episode. One state per episode is held, by reservoir sampling,
     and rows are independent.
 
     Args:
@@ -97,7 +97,7 @@ def continuations(
     discount: ArrayLike,
     horizon: int,
 ) -> jax.Array:
-    """Return from a step on, given its state and its action: one fresh sample a row.
+    """Return from a step on, given its state and its action: one fresh sample per row.
 
         G = sum_{k >= 0} gamma^k r_{t+k},   s_t and a_t given, up to the end or step T
 

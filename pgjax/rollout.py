@@ -16,7 +16,7 @@ from pgjax.stepping import Step
 
 
 class Trajectory(NamedTuple):
-    """What N rows of T steps gave."""
+    """N rows of T steps."""
 
     obs: jax.Array  # [N, T, *O]
     action: jax.Array  # [N, T, ...] what the distribution sampled, before squashing or clipping
@@ -29,7 +29,7 @@ class Trajectory(NamedTuple):
 
 
 STEP_FIELDS = tuple(name for name in Trajectory._fields if name != "final_obs")
-"""What a trajectory holds of every step."""
+"""Fields that a trajectory holds for every step."""
 
 
 class Rows(NamedTuple):
@@ -58,8 +58,8 @@ def episodes(
 
     An ended row keeps its last observation, and stepping stops once every row has ended.
     Where rows are stepped some at a time (`backends.Backend.live_rows`), ended ones make room for
-    others, so that the cost follows the live steps; else it follows the longest episode. Each row
-    has a key of its own, and is what it is whatever is beside it.
+    others, so that the cost follows the live steps; otherwise it follows the longest episode. Each
+    row has a key of its own, and does not depend on the rows beside it.
 
     Args:
       key: typed PRNG key.
@@ -68,16 +68,16 @@ def episodes(
       policy: acts.
       params: the policy's parameters.
       num_episodes: rows, N.
-      horizon: steps a row, T; a row cut there is truncated.
-      fields: what is kept of every step, for those who need little of it: the rest takes no memory.
+      horizon: steps per row, T; a row cut there is truncated.
+      fields: those kept of every step; the others take no memory.
       mesh: devices that the rows are shared out over (`sharding.mesh`); None for one.
 
     Returns:
       A `Trajectory` of `[N, T, ...]`, zero wherever `mask` is zero; None for fields not kept.
 
     Raises:
-      ValueError: `num_episodes` or `horizon` below one, a field that there is not, or rows that do
-        not fit the mesh.
+      ValueError: `num_episodes` or `horizon` below one, an unknown field, or rows that do not fit
+        the mesh.
     """
     checks.at_least("num_episodes", num_episodes, 1)
     checks.at_least("horizon", horizon, 1)
@@ -139,7 +139,7 @@ def start(key: jax.Array, env: Any, env_params: Any, policy: Policy, *, num_rows
         return state, obs, policy.initial_state(), jnp.int32(0)
 
     rows = Rows(*jax.vmap(begin)(jax.random.split(key, num_rows)), time=jnp.int32(0))
-    # Weak types would turn strong in the first window, and the second compile anew.
+    # Weak types would become strong in the first window, and the second would compile anew.
     return jax.tree.map(lambda x: x.astype(x.dtype), rows)
 
 
@@ -170,9 +170,9 @@ def segments(
       policy: acts.
       params: the policy's parameters.
       carry: from `start`, or from the window before.
-      horizon: steps a window, T.
-      fields: what is kept of every step, `final_obs`, which values need, among it; the rest takes
-        no memory.
+      horizon: steps per window, T.
+      fields: those kept of every step, with `final_obs` where values need it; the others take no
+        memory.
       mesh: devices that the rows are shared out over (`sharding.mesh`); None for one.
 
     Returns:
@@ -180,7 +180,7 @@ def segments(
       true next observations, before any reset; None for fields not kept; and the rows after it.
 
     Raises:
-      ValueError: `horizon` below one, a field that there is not, or rows that do not fit the mesh.
+      ValueError: `horizon` below one, an unknown field, or rows that do not fit the mesh.
     """
     checks.at_least("horizon", horizon, 1)
     for field in fields:
@@ -229,11 +229,11 @@ def segments(
 
 
 def advancing(env, env_params):
-    """What an action drawn does in one row, without a reset.
+    """One step of one row with an action drawn from a distribution, without a reset.
 
     Returns:
       `(distribution, keys, state, obs, instead=None) -> (state, obs, record)` with one key for the
-      action and one for the environment; `instead`, if given, makes of the action sampled the one
+      action and one for the environment; `instead`, if given, maps the action sampled to the one
       that is taken.
     """
     space = env.action_space(env_params)

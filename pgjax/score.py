@@ -86,7 +86,7 @@ def score_function_gradient(
       log_prob: `(params, x) -> []`.
       objective: `(params, x) -> []`; its direct dependence on the parameters is differentiated
         too, which the evidence lower bound needs.
-      num_samples: samples a gradient, N.
+      num_samples: samples per gradient, N.
       baseline: a name in `baselines.BATCH`, a function from the `[N]` objectives to `[N]`
         baselines, or None for none.
 

@@ -1,4 +1,4 @@
-"""Rows shared out over the devices of a mesh, and what becomes of them."""
+"""Rows shared out over the devices of a mesh."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from pgjax import checks
 AXIS = "rows"
 """Name of the axis of a mesh that rows are shared out over."""
 HALF = 12
-"""Bits of a whole number's lower part where it goes among single precision numbers."""
+"""Bits in the lower part of a whole number that travels as two single-precision numbers."""
 
 
 def mesh(devices: Any) -> Mesh:
@@ -30,8 +30,8 @@ def over_rows(
     Args:
       function: takes one argument whole and the others by rows, which lead every array in them.
       mesh: whose axis `rows` the rows are shared out over; None makes it a plain call.
-      mean: what `function` gives is a mean over rows, or a sum if of whole numbers below 2^31, and
-        that over all of them is wanted; otherwise rows lead what it gives.
+      mean: whether `function` gives a mean over rows (a sum, of whole numbers below 2^31), and that
+        over all of them is wanted; otherwise rows lead every array that it gives.
     """
     if mesh is None:
         return function
@@ -40,7 +40,7 @@ def over_rows(
         out = function(whole, *rows)
         if not mean:
             return out
-        # As one vector: for each array apart, the devices would wait for each other once more.
+        # As one vector: with several arrays, the devices would wait for each other at each.
         flat, restore = ravel_pytree(jax.tree.map(_as_floats, out))
         means = restore(jax.lax.pmean(flat, AXIS))
         of_all = lambda x, mean: _summed(mean, mesh.size) if _whole(x) else mean
@@ -71,7 +71,7 @@ def _as_floats(x: jax.Array) -> jax.Array:
 
 
 def _summed(mean: jax.Array, num: int) -> jax.Array:
-    """The sum of whole numbers, of the mean of their parts over so many devices."""
+    """The sum of whole numbers, from the mean of their parts over `num` devices."""
     high, low = jnp.round(mean * num).astype(jnp.int32)
     return (high << HALF) + low
 

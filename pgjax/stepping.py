@@ -12,30 +12,30 @@ from pgjax import ahead, backends, batching, chunks
 from pgjax.batching import choose, expand
 
 BLOCK = 32
-"""Steps whose keys are made at once, and after which it is looked whether any row is live."""
+"""Steps whose keys are made at once, and after which rows are checked for being live."""
 SHORT_BLOCK = 8
 """The same where rows that have ended make room for others: until then they are stepped in vain."""
 NARROW = 128
-"""Bytes kept of a row's step up to which a block of steps is put together before it is stored, and
-what follows an action made one function: wide observations are stored at once, as they are."""
+"""Most bytes kept of a row's step for which a block of steps is put together before it is stored,
+and what follows an action made one function: wide observations are stored at once, as they are."""
 LEAST_PART = 8
-"""Rows below which fewer of them take as long to step."""
+"""Number of rows below which fewer take no less time to step."""
 
 
 class Step(NamedTuple):
-    """A step of one row, in two: what a network computes, and the small operations that follow."""
+    """A step of one row: what a network computes, and the small operations that follow."""
 
     act: Callable[[Any], Any]  # row -> acted
     follow: Callable[[Any, Any, jax.Array, Any], Any]  # (row, acted, time, keys) -> (row, record)
 
 
 def widths(num_rows: int) -> tuple[int, ...]:
-    """How many of so many rows that may end are stepped side by side, and of those left over."""
+    """How many of `num_rows` that may end are stepped side by side, and of those left over."""
     layout = backends.current()
     width = min(num_rows, layout.live_rows or num_rows)
     part = width // layout.live_parts
-    # Just as many, as in the default run on two devices, would compile for half a second longer and
-    # solve their task no sooner.
+    # For just as many rows, as in the default run on two devices, parts would take half a second
+    # longer to compile and solve the task no sooner.
     fits = num_rows == layout.live_rows
     return (width, part) if LEAST_PART <= part < width and not fits else (width,)
 
@@ -57,7 +57,7 @@ def while_live(step: Step, rows: Any, keys: Any, horizon: int) -> tuple[Any, Any
     """
     num_rows = len(rows[-1])
     width, *parts = widths(num_rows)
-    # Vmapped rows may need both widths in one block: one part is little beside all of them.
+    # Vmapped batches may need both widths in one block: a part costs little beside all rows.
     spare = parts[0] if parts and width == num_rows else None
     num_blocks = -(-horizon // (SHORT_BLOCK if backends.current().live_rows else BLOCK))
     block = -(-horizon // num_blocks)
@@ -142,7 +142,7 @@ def window(step: Step, rows: Any, keys: Any, origin: jax.Array, horizon: int) ->
 
     def play_share(number, loop):
         after, records = loop
-        # The last share takes some rows of the one before it along if it has too few of its own.
+        # The last share overlaps the one before it if it has too few rows of its own.
         first = jnp.minimum(number * width, num_rows - width)
         cut = lambda x: jax.lax.dynamic_slice_in_dim(x, first, width)
         own, own_keys = jax.tree.map(cut, (rows, keys))
@@ -168,8 +168,8 @@ def window(step: Step, rows: Any, keys: Any, origin: jax.Array, horizon: int) ->
 def _play(step, rows, records, keys, start, num_steps, store, origin: Any = 0):
     """Some steps of some rows.
 
-    What comes of keys alone, noise above all, is made for all steps at once: step by step, hashing
-    takes longer than what it is for.
+    What depends on keys alone, noise above all, is made for all steps at once: step by step,
+    hashing takes longer than what it is for.
 
     Args:
       step: a `Step`.

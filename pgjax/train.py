@@ -125,5 +125,5 @@ def _lift(gradient_fn: GradientFn | StatefulGradientFn) -> StatefulGradientFn:
 
 
 def _flat(tree: Any) -> jax.Array:
-    """All leaves as one vector: what is made of it is few operations, whatever the network."""
+    """All leaves as one vector, on which few operations are needed, whatever the network."""
     return ravel_pytree(tree)[0]

@@ -19,7 +19,7 @@ from pgjax.environments.tabular import UNLIMITED
 _FACTORIES = {"LinearQuadratic": point_mass, "ShortCorridor": short_corridor}
 
 BINARY = ("Asterix-MinAtar", "Breakout-MinAtar", "Freeway-MinAtar", "SpaceInvaders-MinAtar")
-"""Environments of gymnax that show zeros and ones, as floats."""
+"""gymnax environments whose observations are zeros and ones, as floats."""
 
 
 def names() -> list[str]:
@@ -30,8 +30,8 @@ def names() -> list[str]:
 def make(name: str, **overrides: Any) -> tuple[Environment, EnvParams]:
     """An environment and its parameters.
 
-    What shows zeros and ones alone (`BINARY`) shows them as booleans, which a trajectory holds in a
-    quarter of the memory; policies make floats of them.
+    Environments that observe only zeros and ones (`BINARY`) give booleans, which take a quarter of
+    the memory in a trajectory; policies convert them to floats.
 
     Args:
       name: any gymnax id, anything registered with `gymnax.register`, or one of pgjax's own.
@@ -40,7 +40,7 @@ def make(name: str, **overrides: Any) -> tuple[Environment, EnvParams]:
 
     Raises:
       ValueError: an unknown name or override, a value of the wrong type, or an environment whose
-        data cannot be had.
+        data is not available.
     """
     checks.choice("env", name, names())
     env = _construct(name, {})
@@ -80,7 +80,7 @@ def _construct(name: str, arguments: dict[str, Any]) -> Environment:
             f"env={name!r} downloads a data set when it is made, and that failed: {error}"
         ) from error
     except Exception as error:
-        # What a constructor makes of an argument it cannot use differs from one to the next.
+        # Constructors differ in what they raise for an argument they cannot use.
         if not arguments:
             raise
         reason = str(error).partition("\n")[0]
