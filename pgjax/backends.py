@@ -1,8 +1,8 @@
 """What suits each kind of device: the one place where pgjax asks what it runs on.
 
-Those for CPUs were chosen by timing trainings on two cores, a device each. Those for GPUs and TPUs
-are reasoned, and not measured: many small kernels cost more there than they compute, so that
-nothing is cut up.
+The choices for CPUs were made by timing training on two cores, one device each. Those for GPUs and
+TPUs are reasoned and not measured: many small kernels cost more there than what they compute, so
+that nothing is cut up.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ class Backend(NamedTuple):
     rows: int | None
     """Rows of a rollout stepped side by side; None for all of them."""
     live_rows: int | None
-    """The same where rows end: fewer, so that those that have ended soon make room for others."""
+    """The same where rows end: fewer, so that ended ones soon make room for others."""
     live_parts: int
-    """Into how many parts those rows are cut where few are left to be stepped; one for none. Parts
-    compile the step a second time."""
+    """Number of parts that those rows are cut into once few are left to be stepped; one leaves them
+    whole. Parts compile the step a second time."""
     unroll: int
     """Steps of a rollout in one turn of a loop. XLA for GPUs launches what a turn holds as one
     command buffer, which costs about as much however many steps are in it."""
@@ -32,7 +32,7 @@ class Backend(NamedTuple):
     fused_loops: bool
     """Whether a loop of small operations is one function, and costs no more than they do."""
     seldom: int | None
-    """Calls of seldom needed work made at a time, in such loops; None makes all and chooses."""
+    """Calls of seldom needed work made at a time, in such loops; None makes all and selects."""
     in_turn: bool
     """Whether vmapped gradients are made one after the other."""
     copy_transposes: bool
@@ -90,9 +90,9 @@ def current() -> Backend:
 
 
 def products(precision: str) -> contextlib.AbstractContextManager[None]:
-    """Traces matrix products to be of a precision, where there is one to choose.
+    """Traces matrix products with a given precision, where there is a choice.
 
-    Else JAX would have GPUs and TPUs round the factors of float32 products.
+    By default JAX lets GPUs and TPUs round the factors of float32 products.
     """
     if len(current().precisions) == 1:
         return contextlib.nullcontext()
@@ -101,7 +101,7 @@ def products(precision: str) -> contextlib.AbstractContextManager[None]:
 
 @functools.cache
 def _fuses_loops() -> bool:
-    """Whether XLA was given the flags of CPUs, which only what it compiles can tell."""
+    """Whether XLA was given the flags of CPUs, which only a compiled program reveals."""
     loop = jax.jit(lambda x: jax.lax.fori_loop(0, 8, lambda step, x: x * x + step, x))
     program = loop.lower(jax.ShapeDtypeStruct((4096,), jnp.float32)).compile()
     return "xla_cpu_small_call" in (program.as_text() or "")

@@ -16,7 +16,7 @@ def zero(x: jax.Array) -> jax.Array:
 
 
 def batch_mean(x: jax.Array) -> jax.Array:
-    """Mean over all rows, the own one included: b_i = 1/N sum_j x_j.
+    """Mean over all rows, row i included: b_i = 1/N sum_j x_j.
 
     Biased: the gradient is exactly (N-1)/N of the leave-one-out gradient.
     """
@@ -26,8 +26,8 @@ def batch_mean(x: jax.Array) -> jax.Array:
 def leave_one_out(x: jax.Array) -> jax.Array:
     """Mean over the other rows: b_i = 1/(N-1) sum_{j != i} x_j. Unbiased; needs N >= 2.
 
-    Per time step where `x` is; rows that have ended count with what `x` says there, which for a
-    return to go is zero.
+    Per time step where `x` is; rows that have ended count with their `x` there, which is zero for a
+    reward-to-go.
 
     Source: Kool et al. 2019; Mnih & Rezende 2016.
     """

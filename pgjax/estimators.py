@@ -129,7 +129,7 @@ def constant(form: jax.Array, steps: Steps, number: ArrayLike = 0.0) -> jax.Arra
 
 
 def batch_mean(form: jax.Array, steps: Steps) -> jax.Array:
-    """Mean over the batch, the own row included. Biased: shrinks the gradient by (N-1)/N."""
+    """Mean over the batch, the row itself included. Biased: shrinks the gradient by (N-1)/N."""
     return baselines.batch_mean(form)
 
 
@@ -182,7 +182,7 @@ UNBIASED_BASELINES = frozenset(
 """Baselines that do not depend on the row they are subtracted from."""
 
 BIAS = {
-    "batch_mean": "the baseline includes the own row: the gradient shrinks by (N-1)/N",
+    "batch_mean": "the baseline includes the row itself: the gradient shrinks by (N-1)/N",
     "standardise": "division by the batch's own spread rescales and rotates the gradient",
 }
 """What the other baselines do to the gradient."""
@@ -253,8 +253,7 @@ def psi(estimator: Estimator, steps: Steps, hyper: Hyper) -> jax.Array:
 
     Args:
       estimator: the three choices.
-      steps: what they are computed from, each `[N, T]`; whatever stands where `mask` is zero is
-        not looked at.
+      steps: what they are computed from, each `[N, T]`; entries where `mask` is zero are ignored.
       hyper: discount, lambda and the like.
 
     Returns:
@@ -330,7 +329,7 @@ def _baseline(estimator, form, steps, hyper):
 def _cleared(steps: Steps) -> Steps:
     """Floats, zero wherever the row is not live (multiplying would let NaN through).
 
-    There is no value after a natural end, and a row's last live step is a boundary, said or not.
+    There is no value after a natural end, and a row's last live step is a boundary, marked or not.
     """
     dtype = jnp.result_type(steps.reward, float)
     live = steps.mask > 0
