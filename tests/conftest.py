@@ -6,15 +6,15 @@ import tempfile
 # Before anything imports JAX or matplotlib, in this process or in one that a test starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Most of a test is compilation, which takes less time so; what comes out runs slower. What pgjax
+# Most of a test is compilation, which these flags make faster and the programs slower. What pgjax
 # compiles itself (`lab`, audits) is optimised as users have it. Jobs of several processes and
 # `python -m pgjax` as a program have their own flags.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    # What took a test long to compile, here or in a process that it started, others find there.
-    # Where two processes must come to the same bits, one of them goes without.
+    # Programs that took long to compile, here or in a process that a test started, are shared.
+    # Where two processes must come to the same bits, one of them does without.
     CACHE = tempfile.TemporaryDirectory(prefix="pgjax-tests-", ignore_cleanup_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"

@@ -81,7 +81,7 @@ def episodes(key, num_episodes=64, policy=None):
 
 
 def test_the_expected_formula_is_the_gradient():
-    """Summed over all paths: exact Q gives grad J_gamma; uniform, or Q of another time, not."""
+    """Summed over all paths: grad J_gamma with exact Q, not with uniform weights or the first Q."""
     truth = enumeration.exact_gradient(PROBLEM, PATHS, DISCOUNT)
     q, time = exact_q(), np.arange(HORIZON)[None, :]
     mean = lambda table, weighting="discounted": np.tensordot(
@@ -107,7 +107,7 @@ def test_is_the_formula_of_its_episodes(weighting):
 
 @pytest.mark.parametrize("honest", [True, False])
 def test_unbiased_with_exact_action_values(honest):
-    """One row a gradient, 20 000 of them; with V for Q of the first action the mean is off."""
+    """One row per gradient, 20 000 of them; with V for Q of the first action the mean is off."""
     q = exact_q()
     if not honest:
         q[:, :, 0] += 0.3

@@ -329,7 +329,7 @@ def values_and_gradients(distribution, x):
 
 
 def all_finite(distribution, x):
-    """Whether the log-probability of x, the entropy and all their gradients are."""
+    """Whether the log-probability of x, the entropy and all their gradients are finite."""
     return all(
         np.all(np.isfinite(y)) for y in jax.tree.leaves(values_and_gradients(distribution, x))
     )

@@ -51,7 +51,7 @@ def test_parameters_hold_the_system():
 
 
 def second_moments_z(num_episodes=20_000, horizon=3):
-    """z-scores of E[s s'] over an episode, against moments carried forward in numpy."""
+    """z-scores of E[s s^T] over an episode, against moments carried forward in numpy."""
     lqg = system()
     env = environments.linear_quadratic(lqg)
     policy = policies.make("linear", env, env.default_params)

@@ -147,7 +147,7 @@ def test_large_damping_leaves_the_gradient():
 
 @pytest.mark.parametrize("discount", [0.8, 1.0])
 def test_the_fisher_matrix_is_unbiased(discount):
-    """Products with unit vectors, row by row, against sum_m p_m sum_t gamma^t s s' of all paths."""
+    """Products with unit vectors, row by row, against sum_m p_m sum_t gamma^t u u^T."""
     problem = enumeration.problem()
     paths = enumeration.enumerate_paths(problem)
     score = enumeration.scores(problem, paths).reshape(*paths.mask.shape, -1)
@@ -189,7 +189,7 @@ def test_conjugate_gradients():
     )
     few, many = solve(b, 2), solve(b, 50)
     np.testing.assert_allclose(matrix @ many[0], b, atol=1e-8)
-    # In the range of the matrix, the least solution: nothing drifts where the matrix is blind.
+    # In the range of the matrix, the least solution: nothing drifts in its null space.
     np.testing.assert_allclose(many[0], jnp.linalg.lstsq(matrix, b)[0], atol=1e-8)
     assert many[1] < 1e-10 < 1e-3 < few[1]
     np.testing.assert_allclose(
@@ -252,7 +252,7 @@ def test_seeds_can_be_vmapped_and_compile_once():
 
 
 def test_leaves_a_corner_faster():
-    """A bandit of two arms, the better one tried by one in fifty: p(1 - p) holds the plain step up.
+    """A bandit whose better arm is at first taken once in fifty: p (1 - p) slows the plain step.
 
     At rates that make equal steps at p = 1/2, where F is 1/2 along the only direction there is.
     """

@@ -30,7 +30,7 @@ def float64():
 def walk():
     """A random walk whose last state is terminal, cut by a time limit; the start never comes back.
 
-    State 0 leads to 1, 2 or 3 and is never entered, so that whoever sees 0 sees a reset.
+    State 0 leads to 1, 2 or 3 and is never entered, so that a 0 is always a reset.
     """
     random = np.random.default_rng(0)
     transition = np.zeros((NUM_STATES, 2, NUM_STATES))

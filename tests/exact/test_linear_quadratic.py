@@ -323,8 +323,8 @@ def chances(horizon, state_weighting):
 def quadrature_decomposition(case, horizon, state_weighting, values=None):
     """The three parts, and the whole, from one tensor of all noise variables of an episode.
 
-    Exact to rounding. Nothing is conditioned on s_t: the variables before a_t say no more of what
-    follows than it.
+    Exact to rounding. Nothing is conditioned on s_t: the variables before a_t say no more about
+    what follows than s_t does.
     """
     num_actions, num_states = case.gain.shape
     nodes, weights = np.polynomial.hermite_e.hermegauss(5)
@@ -449,7 +449,7 @@ def nested_samples(case, horizon, num_samples):
     values = state_values(case, horizon)
 
     def at_step(step):
-        """The first two parts, and two estimates of E[Q s | s] that share the state."""
+        """The first two parts, and two estimates of E[Q u | s] that share the state."""
         start = case.system.initial_mean + normals(num_states) @ initial.T
         state = roll(case, start, act, shock, step + 1).states[step]
         noise, other = normals(num_actions), normals(num_actions)

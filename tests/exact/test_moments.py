@@ -60,7 +60,7 @@ PROBLEMS = {
     "aliased": (random_problem(3), np.array([0, 1, 1, 0])),
 }
 NUMBERS = [(0.8, 0.7), (1.0, 0.7), (0.8, 1.0)]
-"""Discounts and lambdas; with lambda one, nothing is worth anything after the horizon."""
+"""Discounts and lambdas; with lambda one, values are zero after the horizon."""
 
 
 class Setting(NamedTuple):
@@ -184,7 +184,7 @@ def moments_of(case, params, choice, hyper, **options):
 
 
 def test_values_of_every_shape():
-    """[S] is the same at all times, and [T, S] says that nothing is worth anything after."""
+    """[S] is the same at all times, and [T, S] means that values are zero afterwards."""
     case, value = tabular(random_problem(0)), jnp.asarray(wrong_values(3))
     choice = estimator("gae", "value")
     of = lambda value: moments_of(case, case.params, choice, GENERIC, value=value)

@@ -35,7 +35,7 @@ def float64():
 
 
 def best_of_all(witness: Witness, form, weighting, depends_on):
-    """The baseline of least E|X - sum_t w_t b s_t|^2, by least squares over all trajectories."""
+    """The baseline of least E|X - sum_t w_t b u_t|^2, by least squares over all trajectories."""
     paths, scores = witness.paths, witness.scores  # [M, T, D]
     times = np.arange(scores.shape[1])
     rate = HYPER.discount if weighting == "discounted" and form != "total_return" else 1.0

@@ -200,7 +200,7 @@ def test_damping_is_added_to_the_fisher_matrix():
 
 
 def test_states_that_are_never_visited_need_not_end():
-    """Their values are not defined, and nothing that is asked about the others minds."""
+    """Their values are undefined, which does not affect those of the others."""
     problem = random_problem(0)
     trap = np.zeros((5, 2, 5))
     trap[:4, :, :4], trap[4, :, 4] = problem.transition, 1
