@@ -38,7 +38,9 @@ class Backend(NamedTuple):
     copy_transposes: bool
     """Whether a transposed factor of a matrix product is copied first."""
     precisions: tuple[str, ...]
-    """Precisions of matrix products to choose from, the first by default."""
+    """Precisions of matrix products to choose from, the first by default. JAX takes any name on
+    any device, but its `bfloat16` is TensorFloat-32 on a GPU, and its `tensorfloat32` three passes
+    of bfloat16 on a TPU. Its algorithm `BF16_BF16_F32` would round products of integers too."""
     compiler_options: Mapping[str, int | bool | str]
     """What XLA is told where pgjax compiles."""
     seldom_run_options: Mapping[str, int | bool | str]
@@ -65,7 +67,7 @@ CPU = Backend(
     # loop, as in the hash of random keys, is cut into tasks for all cores, which are busy already.
     flags=("--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=4000000",),
 )
-ACCELERATOR = Backend(
+GPU = Backend(
     rows=None,
     live_rows=None,
     live_parts=1,
@@ -75,18 +77,27 @@ ACCELERATOR = Backend(
     seldom=None,
     in_turn=False,
     copy_transposes=False,
-    precisions=("float32", "tensorfloat32", "bfloat16"),
+    precisions=("float32", "tensorfloat32"),
     compiler_options={},
     seldom_run_options={},
     flags=(),
 )
+TPU = GPU._replace(precisions=("float32", "bfloat16"))
+KINDS = {"cpu": CPU, "gpu": GPU, "tpu": TPU}
+"""By the name that JAX has for the kind of device."""
 
 
 def current() -> Backend:
     """What suits the devices that programs run on by default."""
-    if jax.default_backend() != "cpu":
-        return ACCELERATOR
-    return CPU if _fuses_loops() else CPU._replace(fused_loops=False, seldom=None)
+    kind = jax.default_backend()
+    if kind == "cpu" and not _fuses_loops():
+        return CPU._replace(fused_loops=False, seldom=None)
+    return KINDS.get(kind, GPU)
+
+
+def having(precision: str) -> list[str]:
+    """Kinds of devices whose matrix products can be of a precision."""
+    return [kind for kind, backend in KINDS.items() if precision in backend.precisions]
 
 
 def products(precision: str) -> contextlib.AbstractContextManager[None]:

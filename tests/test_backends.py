@@ -12,7 +12,7 @@ from pgjax.lab import experiment, parallel
 from pgjax.lab.config import Config
 
 LAYOUTS = {
-    "accelerator": backends.ACCELERATOR,
+    "accelerator": backends.GPU,
     "small blocks": backends.CPU._replace(rows=4, live_rows=4, unroll=2, chunk_size=8, seldom=2),
     "loops of many programs": backends.CPU._replace(fused_loops=False, seldom=None),
     "one chunk": backends.CPU._replace(chunk_size=10**6, rows=None, live_rows=None, in_turn=False),
@@ -53,16 +53,23 @@ def some_gradients(rows):
     return jax.jit(jax.vmap(gradient))(jax.random.split(key, 3))
 
 
+# By JAX's `lax.Precision`, HIGH is TensorFloat-32 on a GPU, and DEFAULT is bfloat16 on a TPU.
 @pytest.mark.parametrize(
-    ("precision", "said"),
-    [("float32", "HIGHEST"), ("tensorfloat32", "HIGH"), ("bfloat16", "DEFAULT")],
+    ("kind", "platform", "precision", "said"),
+    [
+        ("gpu", "cuda", "float32", "HIGHEST"),
+        ("gpu", "cuda", "tensorfloat32", "HIGH"),
+        ("tpu", "tpu", "float32", "HIGHEST"),
+        ("tpu", "tpu", "bfloat16", "DEFAULT"),
+    ],
 )
-def test_precision_of_products_can_be_chosen_on_an_accelerator(precision, said, laid_out):
-    laid_out(backends.ACCELERATOR)
+def test_precision_of_products_can_be_chosen(kind, platform, precision, said, laid_out):
+    laid_out(backends.KINDS[kind])
     config = Config(num_episodes=2, horizon=4, hidden=(4,), precision=precision)
     trainer = parallel.over_runs(experiment.build(config))
     inputs = experiment.inputs(experiment.each_seed(config))
-    text = trainer.train.lower(inputs, trainer.init(inputs), num_steps=1).as_text()
+    traced = trainer.train.trace(inputs, jax.eval_shape(trainer.init, inputs), num_steps=1)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
     products = [line for line in text.splitlines() if "dot_general" in line and "4x4" in line]
     assert products and all(f"precision = [{said}, {said}]" in line for line in products)
 
@@ -80,7 +87,7 @@ def test_precision_of_products_can_be_chosen_on_an_accelerator(precision, said, 
 )
 def test_training_is_lowered_for_accelerators(choices, platform, laid_out):
     """No device is needed for that; what only some devices have a kernel for is refused."""
-    laid_out(backends.ACCELERATOR)
+    laid_out(backends.TPU if platform == "tpu" else backends.GPU)
     config = Config(**{"num_episodes": 4, "horizon": 40, "hidden": (4,)} | choices)
     trainer = parallel.over_runs(experiment.build(config))
     inputs = experiment.inputs(experiment.each_seed(config))
@@ -89,7 +96,17 @@ def test_training_is_lowered_for_accelerators(choices, platform, laid_out):
     assert "dot_general" in text and "custom_call" not in text
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_precision_must_be_one_the_device_has(precision):
-    with pytest.raises(ValueError, match=f"precision='{precision}'"):
+@pytest.mark.parametrize(
+    ("kind", "precision", "why"),
+    [
+        ("cpu", "bfloat16", "needs a TPU; this device has float32"),
+        ("cpu", "tensorfloat32", "needs a GPU; this device has float32"),
+        ("gpu", "bfloat16", "needs a TPU; this device has float32, tensorfloat32"),
+        ("tpu", "tensorfloat32", "needs a GPU; this device has float32, bfloat16"),
+        ("cpu", "float16", "is unknown"),
+    ],
+)
+def test_precision_must_be_one_the_device_has(kind, precision, why, laid_out):
+    laid_out(backends.KINDS[kind])
+    with pytest.raises(ValueError, match=f"precision='{precision}' {why}"):
         experiment.build(Config(precision=precision))

@@ -83,7 +83,7 @@ def test_a_process_answers_or_says_why_not():
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu", "tpu"])
 def test_layouts_differ_from_that_of_the_device_in_ways_that_xla_takes(kind):
-    own = backends.CPU if kind == "cpu" else backends.ACCELERATOR
+    own = backends.KINDS[kind]
     changes = layout.choices(own, kind)
     others = {name: own._replace(**change) for name, change in changes.items()}
     assert own not in others.values()

@@ -155,7 +155,7 @@ def step_few(monkeypatch, live_rows, live_parts):
 def test_rows_left_over_are_stepped_in_parts_unless_that_costs_more(num_rows, expected, laid_out):
     laid_out(backends.CPU)
     assert stepping.widths(num_rows) == expected
-    laid_out(backends.ACCELERATOR)
+    laid_out(backends.GPU)
     assert stepping.widths(num_rows) == (num_rows,)
 
 

@@ -78,6 +78,8 @@ def plan(config: Config, run: Path | None, choices: Choices, output: Path) -> Pl
       ValueError: names the argument, its value and what is allowed.
     """
     _check(choices, output)
+    if run is not None:
+        config = experiment.as_possible(config)
     found = {name: parse(name) for name in choices.estimators}
     setting = experiment.setting(config)
     # The return is audited: a bonus that training ascended is no part of it.
@@ -179,11 +181,11 @@ def _start(setting: Setting, config: Config) -> Point:
 
 def _points(config: Config, run: Path) -> list[Point]:
     """The start of a run and its checkpoints, those of the first seed."""
-    found, _ = directory.find(run)
+    found, saved = directory.find(run)
     trainer = parallel.over_runs(experiment.build(config), parallel.block(config))
     inputs = experiment.inputs(experiment.each_seed(config))
     template = jax.eval_shape(trainer.init, inputs)
-    states = dict(checkpoints.intact(found.checkpoints, template, runs.identity(config)))
+    states = dict(checkpoints.intact(found.checkpoints, template, runs.identity(saved)))
     if not states:
         raise ValueError(f"run {run} has no checkpoint that can be read")
     own = [row for row in records.read(found.metrics) if row.get("seed") == config.seed]

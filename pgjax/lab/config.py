@@ -82,7 +82,7 @@ class Config:
     """Samples whose gradient is held in memory at once; None takes what suits the device."""
 
     precision: str = "float32"
-    """Precision of matrix products: float32, or tensorfloat32 or bfloat16 on an accelerator."""
+    """Precision of matrix products: float32, or tensorfloat32 on a GPU or bfloat16 on a TPU."""
 
     seed: int = 0
     """First seed; the run uses seed, seed + 1, ..."""

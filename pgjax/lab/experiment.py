@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -75,12 +76,28 @@ def setting(config: Config) -> Setting:
       ValueError: names the argument, its value and what is allowed.
     """
     configs.validate(config)
-    checks.choice("precision", config.precision, backends.current().precisions)
+    _check_precision(config.precision)
     env, env_params = environments.make(config.env, **config.env_params)
     horizon = _horizon(config, env_params)
     value_function = policies.make_value(config.policy, env, env_params, **_network(config))
     policy = _policy(config, env, env_params, config.initial_log_std)
     return Setting(env, env_params, policy, value_function, _hyper(config), horizon)
+
+
+def as_possible(config: Config) -> Config:
+    """A run's config as this device can go on with it: where it lacks the precision, in float32.
+
+    It warns of that.
+    """
+    own = backends.current().precisions
+    if config.precision in own or not backends.having(config.precision):
+        return config
+    warnings.warn(
+        f"the run has precision={config.precision!r}, which this device lacks: it computes in "
+        f"{own[0]} here",
+        stacklevel=2,
+    )
+    return dataclasses.replace(config, precision=own[0])
 
 
 def check_numbers(config: Config) -> None:
@@ -239,6 +256,15 @@ def optimizer(
     value = _optimizer(config, numbers, "value_learning_rate")
     labels = {"policy": "policy", "value": "value"}
     return optax.partition({"policy": policy, "value": value}, labels)
+
+
+def _check_precision(precision: str) -> None:
+    own, kinds = backends.current().precisions, backends.having(precision)
+    if precision not in own and kinds:
+        raise ValueError(
+            f"precision={precision!r} needs a {kinds[0].upper()}; this device has {', '.join(own)}"
+        )
+    checks.choice("precision", precision, own)
 
 
 def _in_precision(precision: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -88,7 +88,8 @@ def resume(path: str | Path, *, devices: int | None = None, memory_limit: int | 
     """A run picked up at its newest intact checkpoint, or at its start without one.
 
     Records of what comes after it are dropped. On other devices than before, or with another limit,
-    it goes on with sums that are rounded otherwise.
+    it goes on with sums that are rounded otherwise, and with a warning in float32 where they lack
+    its precision.
 
     Args:
       path: directory of the run.
@@ -203,7 +204,7 @@ def _held(found: Directory) -> Iterator[None]:
 def _look(path: str | Path, devices: int | None = None, memory_limit: int | None = None) -> Run:
     found, config = directory.find(path)
     with _fitting(config):
-        placed, inputs = _place(config, devices, memory_limit)
+        placed, inputs = _place(experiment.as_possible(config), devices, memory_limit)
     return Run(found, config, placed, inputs, _restore(found, config, placed, inputs))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pgjax import exact
+from pgjax import backends, exact
 from pgjax.lab import auditing, cli, config, directory, run
 
 SMALL = "--num-episodes 2 --replicates 40 --chunk-size 20 --value-updates 2".split()
@@ -129,6 +129,19 @@ def test_the_same_audit_gives_the_same_numbers(finished, capsys, elsewhere):
     )
     for name in ("trace", "squared_bias", "p_value"):
         np.testing.assert_array_equal(one[name], two[name])
+
+
+def test_a_run_of_a_precision_that_this_device_lacks_can_be_looked_at(tiny, laid_out, capsys):
+    laid_out(backends.TPU)
+    settings = dataclasses.replace(tiny, precision="bfloat16", num_updates=1)
+    started = run.start(settings)
+    assert run.follow(started) is None
+    laid_out(backends.CPU)
+    path = str(started.directory.path)
+    argv = ["audit", "--checkpoint", path, "--estimators", "reward_to_go+none", *SMALL]
+    for command in (argv, ["evaluate", path, "--episodes", "2"], ["train", "--resume", path]):
+        with pytest.warns(UserWarning, match="precision='bfloat16'.* computes in float32 here"):
+            assert cli.main(command) == 0
 
 
 def test_without_a_run_the_start_is_audited_with_fitted_values(capsys, elsewhere):
