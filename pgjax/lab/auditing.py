@@ -12,13 +12,33 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import xarray as xr
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 import pgjax
-from pgjax import audit, checks, environments, estimators, exact, gradients, train
+from pgjax import (
+    audit,
+    backends,
+    checks,
+    environments,
+    estimators,
+    exact,
+    gradients,
+    sharding,
+    train,
+)
 from pgjax.audit import Audit
 from pgjax.estimators import Estimator
-from pgjax.lab import audit_data, audit_plots, checkpoints, directory, experiment, parallel, records
+from pgjax.lab import (
+    audit_data,
+    audit_plots,
+    checkpoints,
+    directory,
+    experiment,
+    machine,
+    parallel,
+    records,
+)
 from pgjax.lab import config as configs
 from pgjax.lab import run as runs
 from pgjax.lab.config import Config
@@ -161,6 +181,7 @@ def _gradient_fn(setting: Setting, config: Config, choices: Choices, estimator: 
         horizon=setting.horizon,
         value_function=setting.value_function if needs_value else None,
         chunk_size=config.chunk_size,
+        mesh=_mesh(choices.num_episodes),
     )
 
     def gradient_fn(key, params):
@@ -169,14 +190,23 @@ def _gradient_fn(setting: Setting, config: Config, choices: Choices, estimator: 
         gradient, metrics = inner(key, params)
         return gradient["policy"], metrics
 
-    return gradient_fn
+    return experiment.in_precision(config.precision, gradient_fn)
+
+
+def _mesh(num_episodes: int) -> Mesh | None:
+    """The devices that share out the episodes of a gradient; None for one."""
+    devices = machine.take()
+    size = parallel.even(num_episodes, devices)
+    return sharding.mesh(devices[:size]) if size > 1 else None
 
 
 def _start(setting: Setting, config: Config) -> Point:
     key = experiment.inputs([dataclasses.replace(config, seeds=1)]).init[0]
     obs = experiment.blank_observation(setting.env, setting.env_params)
     policy_key, _, _ = jax.random.split(key, 3)
-    return Point(0, 0, {"policy": setting.policy.init(policy_key, obs), "value": None})
+    with backends.products(config.precision):
+        params = setting.policy.init(policy_key, obs)
+    return Point(0, 0, {"policy": params, "value": None})
 
 
 def _points(config: Config, run: Path) -> list[Point]:
@@ -209,16 +239,18 @@ def _fit(ready: Plan) -> Callable[..., Any]:
     if not ready.fits_values:
         return lambda key, params: params
     setting, config = ready.setting, ready.config
+    num_episodes = min(config.num_episodes, FIT_EPISODES)
     gradient_fn = gradients.policy_gradient(
         setting.env,
         setting.env_params,
         setting.policy,
         estimators.estimator("reward_to_go", "value"),
         setting.hyper,
-        num_episodes=min(config.num_episodes, FIT_EPISODES),
+        num_episodes=num_episodes,
         horizon=setting.horizon,
         value_function=setting.value_function,
         chunk_size=config.chunk_size,
+        mesh=_mesh(num_episodes),
     )
     moves: dict[Hashable, optax.GradientTransformation] = {
         "policy": optax.set_to_zero(),
@@ -234,7 +266,7 @@ def _fit(ready: Plan) -> Callable[..., Any]:
         steps = ready.choices.value_updates
         return train.train(key, state, gradient_fn, optimizer, num_steps=steps)[0].params
 
-    return fit
+    return experiment.in_precision(config.precision, fit)
 
 
 def _reference(ready: Plan) -> tuple[str, Callable[..., Any]]:
@@ -279,7 +311,8 @@ def _measure(ready: Plan) -> list[dict[str, Audit]]:
     total = len(ready.points) * (1 + len(auditors))
     with tqdm(total=total, unit="audit", file=sys.stderr) as bar:
         for point in ready.points:
-            params = fit(jax.random.fold_in(fit_key, point.update), point.params)
+            # On the host: gradients may be made on fewer devices than values were fitted on.
+            params = jax.device_get(fit(jax.random.fold_in(fit_key, point.update), point.params))
             truth = reference(jax.random.fold_in(reference_key, point.update), params)
             bar.update()
             audits = {}

@@ -248,6 +248,9 @@ def _audit(
         if checkpoint is not None and config is not None:
             raise ValueError("--checkpoint goes by the run's own config; drop --config")
         with without_collection():
+            from pgjax.lab import machine
+
+            machine.devices()  # before anything uses JAX
             from pgjax.lab import auditing, directory
 
             settings = Config() if config is None else configs.load(config)

@@ -206,7 +206,7 @@ def build(config: Config, mesh: Mesh | None = None) -> Experiment:
             "episode_length": jnp.sum(trajectory.mask, axis=1)[:num_episodes],
         }
 
-    return Experiment(*(_in_precision(config.precision, each) for each in (init, run, evaluate)))
+    return Experiment(*(in_precision(config.precision, each) for each in (init, run, evaluate)))
 
 
 def describe(config: Config) -> str:
@@ -258,16 +258,7 @@ def optimizer(
     return optax.partition({"policy": policy, "value": value}, labels)
 
 
-def _check_precision(precision: str) -> None:
-    own, kinds = backends.current().precisions, backends.having(precision)
-    if precision not in own and kinds:
-        raise ValueError(
-            f"precision={precision!r} needs a {kinds[0].upper()}; this device has {', '.join(own)}"
-        )
-    checks.choice("precision", precision, own)
-
-
-def _in_precision(precision: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def in_precision(precision: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, whose matrix products have a precision, where there is one to choose."""
 
     @functools.wraps(function)
@@ -276,6 +267,15 @@ def _in_precision(precision: str, function: Callable[..., Any]) -> Callable[...,
             return function(*args, **kwargs)
 
     return call
+
+
+def _check_precision(precision: str) -> None:
+    own, kinds = backends.current().precisions, backends.having(precision)
+    if precision not in own and kinds:
+        raise ValueError(
+            f"precision={precision!r} needs a {kinds[0].upper()}; this device has {', '.join(own)}"
+        )
+    checks.choice("precision", precision, own)
 
 
 def _optimizer(

@@ -108,8 +108,8 @@ def place(config: Config, devices: Sequence[Any], block_size: int | None = None)
       ValueError: a choice that cannot be, or episodes that several processes cannot share evenly.
     """
     together = len({device.process_index for device in devices}) > 1
-    by_runs = 0 if together else _even(config.seeds, devices)
-    by_episodes = len(devices) if together else _even(config.num_episodes, devices)
+    by_runs = 0 if together else even(config.seeds, devices)
+    by_episodes = len(devices) if together else even(config.num_episodes, devices)
     shared = by_episodes > by_runs
     devices = tuple(devices[: by_episodes if shared else by_runs])
     mesh = core.mesh(devices) if shared else None
@@ -248,6 +248,11 @@ def over_devices(experiment: Experiment, devices: Sequence[Any]) -> Experiment:
     return Experiment(*map(spread, experiment))
 
 
+def even(num: int, devices: Sequence[Any]) -> int:
+    """The most devices that can share out `num` things evenly."""
+    return max(count for count in range(1, len(devices) + 1) if num % count == 0)
+
+
 def _shards(array: jax.Array, devices: Sequence[Any]) -> list[jax.Array]:
     """What an array has on each device."""
     # On one device a shard is sharded like the whole, which would be compiled for once more.
@@ -265,11 +270,6 @@ def _joined(shards: Sequence[jax.Array], whole: NamedSharding) -> jax.Array:
 def sharding(devices: Sequence[Any]) -> NamedSharding:
     """How arrays with a leading axis of runs lie on devices."""
     return NamedSharding(Mesh(np.array(devices), ("runs",)), PartitionSpec("runs"))
-
-
-def _even(num: int, devices: Sequence[Any]) -> int:
-    """The most devices that can share out `num` things evenly."""
-    return max(count for count in range(1, len(devices) + 1) if num % count == 0)
 
 
 def _narrower(config: Config) -> Iterator[tuple[int | None, int | None]]:

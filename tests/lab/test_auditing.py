@@ -1,6 +1,10 @@
 """Audits along a run: what is measured, what is left on disk, and what is refused."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -116,6 +120,54 @@ def test_checkpoints_of_a_run_are_audited_against_the_truth(finished, capsys, el
     at = data.isel(update=-1).sel(estimator="reward_to_go+none")
     spread = float(at["trace"].sel(bound="value")) / 40
     assert abs(float(at["squared_norm"].sel(bound="value")) - truth) < 20 * spread + truth
+
+
+@pytest.mark.parametrize(
+    ("platform", "precision", "said"),
+    [("cuda", "float32", "HIGHEST"), ("tpu", "float32", "HIGHEST"), ("tpu", "bfloat16", "DEFAULT")],
+)
+def test_products_are_of_the_precision_of_the_config(platform, precision, said, laid_out):
+    laid_out(backends.TPU if platform == "tpu" else backends.GPU)
+    settings = config.Config(horizon=4, num_episodes=2, hidden=(4,), precision=precision)
+    choices = auditing.Choices(("reward_to_go+value",), num_episodes=2, value_updates=1)
+    ready = auditing.plan(settings, None, choices, Path("out"))
+    key, params = jax.random.key(0), ready.points[0].params
+    fitted = jax.eval_shape(auditing._fit(ready), key, params)
+    (gradient_fn,) = ready.gradient_fns.values()
+    for function, at in ((auditing._fit(ready), params), (gradient_fn, fitted)):
+        text = jax.jit(function).trace(key, at).lower(lowering_platforms=(platform,)).as_text()
+        products = [line for line in text.splitlines() if "dot_general" in line]
+        assert products and all(f"precision = [{said}, {said}]" in line for line in products)
+
+
+ON_DEVICES = """
+import sys
+from pathlib import Path
+import jax
+from pgjax.lab import auditing, cli, machine
+
+found = jax.devices()
+assert len(found) == 2
+# Values are fitted on episodes that only one device can have.
+for num in (1, 2):
+    machine.take = lambda: found[:num]
+    assert (auditing._mesh(4) is None) == (num == 1) and auditing._mesh(3) is None
+    argv = ["audit", "--config", "c.yaml", "--num-episodes", "4", "--replicates", "16",
+            "--estimators", "reward_to_go+value", "--value-updates", "2", "--output", f"on-{num}"]
+    assert cli.main(argv) == 0
+"""
+
+
+def test_an_audit_is_the_same_on_any_number_of_devices(elsewhere):
+    (elsewhere / "c.yaml").write_text("env: ShortCorridor\npolicy: tabular\nnum_episodes: 3\n")
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
+    command = [sys.executable, "-c", ON_DEVICES]
+    subprocess.run(command, cwd=elsewhere, env=environment, check=True, capture_output=True)
+    one, two = (
+        xr.load_dataset(elsewhere / f"on-{num}" / "audit.nc", engine="h5netcdf") for num in (1, 2)
+    )
+    for name in ("trace", "squared_norm", "gradient_env_steps"):
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-4)
 
 
 @pytest.mark.slow
