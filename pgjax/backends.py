@@ -45,8 +45,6 @@ class Backend(NamedTuple):
     """What XLA is told where pgjax compiles."""
     seldom_run_options: Mapping[str, int | bool | str]
     """What it is told beside that for programs that cost more to compile than to run."""
-    flags: tuple[str, ...]
-    """What XLA takes only from the environment variable `XLA_FLAGS`, before JAX is first used."""
 
 
 CPU = Backend(
@@ -63,9 +61,6 @@ CPU = Backend(
     # A level of one runs as fast as XLA's own three, and compiles a quarter faster.
     compiler_options={"xla_cpu_prefer_vector_width": 512, "xla_backend_optimization_level": 1},
     seldom_run_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
-    # Loops that touch fewer bytes than this become one function each. Else every operation of a
-    # loop, as in the hash of random keys, is cut into tasks for all cores, which are busy already.
-    flags=("--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=4000000",),
 )
 GPU = Backend(
     rows=None,
@@ -80,11 +75,19 @@ GPU = Backend(
     precisions=("float32", "tensorfloat32"),
     compiler_options={},
     seldom_run_options={},
-    flags=(),
 )
 TPU = GPU._replace(precisions=("float32", "bfloat16"))
 KINDS = {"cpu": CPU, "gpu": GPU, "tpu": TPU}
 """By the name that JAX has for the kind of device."""
+
+# Loops that touch fewer bytes than this become one function each. Else every operation of a loop,
+# as in the hash of random keys, is cut into tasks for all cores, which are busy already.
+CPU_FLAGS = ("--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=4000000",)
+"""What XLA takes only from the environment variable `XLA_FLAGS`, before JAX is first used.
+
+GPUs have none: they may add in another order every time, and so give other bits, unless the user
+puts `--xla_gpu_deterministic_ops=true` there. What that costs was not measured.
+"""
 
 
 def current() -> Backend:

@@ -25,7 +25,7 @@ import pytest
 from pgjax import backends
 
 # As programs that tests start have them: with others, what is computed here would differ in bits.
-os.environ["XLA_FLAGS"] += " " + " ".join(backends.CPU.flags)
+os.environ["XLA_FLAGS"] += " " + " ".join(backends.CPU_FLAGS)
 
 # All of gymnax steps under "raise" but Swimmer-misc, whose own arithmetic promotes ranks; a test
 # that steps it does so under `jax.numpy_rank_promotion("allow")`.

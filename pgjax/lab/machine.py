@@ -38,7 +38,7 @@ def prepare() -> None:
     _keep_memory()
     told = os.environ.get("XLA_FLAGS", "").strip()
     if not told or told.startswith("-"):  # else it is a file of flags
-        more = [flag for flag in backends.CPU.flags if flag not in told.split()]
+        more = [flag for flag in backends.CPU_FLAGS if flag not in told.split()]
         # In front: of an option that is given twice, XLA takes the last.
         os.environ["XLA_FLAGS"] = " ".join([*more, told]).strip()
     counted = "--xla_force_host_platform_device_count" in told

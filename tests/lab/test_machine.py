@@ -10,7 +10,7 @@ import pytest
 from pgjax import backends
 from pgjax.lab import machine
 
-(FLAG,) = backends.CPU.flags
+(FLAG,) = backends.CPU_FLAGS
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +102,7 @@ THREE = "--xla_force_host_platform_device_count=3"
     [
         ("machine.prepare()", "", "True"),
         ("machine.prepare()", OTHER, "True"),
+        ("machine.prepare()", "--xla_gpu_deterministic_ops=true", "True"),  # XLA knows it
         ("machine.prepare()", SMALL, "False"),
         ("machine.prepare()", THREE, "True 3"),
         ("pass", "", "False"),
