@@ -138,6 +138,9 @@ def carry_out(ready: Plan) -> xr.Dataset:
     measured = _measure(ready)
     data = _dataset(ready, measured)
     print(audit_data.table(data), flush=True)
+    seed, seeds = ready.config.seed, ready.config.seeds
+    if seeds > 1:
+        print(f"seed: {seed}, the first of {seeds}; the others are not audited")
     ready.output.mkdir(parents=True, exist_ok=True)
     part = ready.output / f".{DATA}.part"
     data.to_netcdf(part, engine="h5netcdf")

@@ -225,7 +225,7 @@ def _audit(
     chunk_size: int = 16,
     value_updates: int = 200,
     seed: int = 0,
-    output: Path = Path("audit"),
+    output: Path | None = None,
 ) -> int:
     """Measure bias, variance and cost of estimators, along a training run or at its start.
 
@@ -233,7 +233,8 @@ def _audit(
       env: Environment; a run has its own.
       estimators: Which ones, with commas between: form+baseline or form+baseline+state_weighting.
         Ratios are to the first.
-      checkpoint: Directory of a run: its start and all checkpoints it kept are audited.
+      checkpoint: Directory of a run: its start and all checkpoints it kept are audited; of a run
+        of several seeds, those of the first.
       config: YAML file for what else there is to choose, without a run.
       num_episodes: Episodes of one gradient.
       replicates: Gradients of each estimator at each checkpoint.
@@ -242,7 +243,8 @@ def _audit(
       chunk_size: Gradients made side by side.
       value_updates: Updates that fit values where an estimator needs them and the run has none.
       seed: Which random numbers; all estimators are given the same.
-      output: Directory for audit.nc and audit.png.
+      output: Directory for audit.nc and audit.png; by default `audit` in the run's own, or in the
+        current one without a run.
     """
     with refusing():
         if checkpoint is not None and config is not None:
@@ -259,6 +261,7 @@ def _audit(
             if env is not None and checkpoint is not None and env != settings.env:
                 raise ValueError(f"env={env!r} is not that of the run, {settings.env!r}; drop it")
             settings = dataclasses.replace(settings, env=env or settings.env)
+            default = (checkpoint or Path()) / "audit"
             choices = auditing.Choices(
                 estimators=tuple(name.strip() for name in estimators.split(",")),
                 num_episodes=num_episodes,
@@ -268,7 +271,7 @@ def _audit(
                 value_updates=value_updates,
                 seed=seed,
             )
-            plan = auditing.plan(settings, checkpoint, choices, output)
+            plan = auditing.plan(settings, checkpoint, choices, output or default)
     auditing.carry_out(plan)
     return 0
 

@@ -86,10 +86,12 @@ def test_a_run_without_intact_checkpoints_is_refused(finished, capsys, elsewhere
 
 def test_checkpoints_of_a_run_are_audited_against_the_truth(finished, capsys, elsewhere):
     names = "reward_to_go+none,gae+value,reward_to_go+leave_one_out+uniform"
-    argv = ["audit", "--checkpoint", str(finished.path), "--estimators", names, *SMALL]
-    assert cli.main([*argv, "--output", "out/deep"]) == 0
+    argv = ["audit", "--checkpoint", str(finished.path), "--estimators", names]
+    argv += "--num-episodes 2 --replicates 2000 --chunk-size 200 --output out/deep".split()
+    assert cli.main(argv) == 0
     out, err = capsys.readouterr()
     assert "the exact gradient" in out and "audit" in err
+    assert "seed: 0, the first of 2" in out
     assert "gae+value: biased, unless the values are exact" in out
     place = elsewhere / "out" / "deep"
     assert sorted(path.name for path in place.iterdir()) == ["audit.nc", "audit.png"]
@@ -107,9 +109,9 @@ def test_checkpoints_of_a_run_are_audited_against_the_truth(finished, capsys, el
     # At discount one, state weighting changes nothing.
     assert list(data["unbiased"].values) == [True, False, True]
     assert config.parse(config.yaml.safe_load(data.attrs["config"])).env == "ShortCorridor"
-    assert data.attrs["num_replicates"] == 40
+    assert data.attrs["num_replicates"] == 2000
 
-    # Tabular: mean squared error about the exact gradient at the run's own parameters.
+    # Tabular: the squared norm of the exact gradient at the run's own parameters.
     found, settings = directory.find(finished.path)
     points = auditing._points(settings, found.path)
     with jax.enable_x64(True):
@@ -118,8 +120,8 @@ def test_checkpoints_of_a_run_are_audited_against_the_truth(finished, capsys, el
         oracle = exact.exact_gradient(env.env._mdp, env.policy, env.hyper, horizon=env.horizon)
         truth = np.sum(np.square(np.asarray(oracle(jax.random.key(0), params)[0])))
     at = data.isel(update=-1).sel(estimator="reward_to_go+none")
-    spread = float(at["trace"].sel(bound="value")) / 40
-    assert abs(float(at["squared_norm"].sel(bound="value")) - truth) < 20 * spread + truth
+    _, low, high = at["squared_norm"].values
+    assert 0 < low < truth < high  # zero is not among what it could be
 
 
 @pytest.mark.parametrize(
@@ -194,6 +196,7 @@ def test_a_run_of_a_precision_that_this_device_lacks_can_be_looked_at(tiny, laid
     for command in (argv, ["evaluate", path, "--episodes", "2"], ["train", "--resume", path]):
         with pytest.warns(UserWarning, match="precision='bfloat16'.* computes in float32 here"):
             assert cli.main(command) == 0
+    assert (started.directory.path / "audit" / "audit.nc").is_file()
 
 
 def test_without_a_run_the_start_is_audited_with_fitted_values(capsys, elsewhere):
