@@ -64,7 +64,7 @@ def run() -> None:
 
 DESCRIPTION = """Score-function (policy-gradient) estimators in JAX.
 
-pgjax train, with no arguments, learns CartPole in seconds; pgjax --version says which pgjax."""
+pgjax train, with no arguments, learns CartPole in seconds; pgjax --version prints the version."""
 
 
 def _commands(defaults: Config) -> dict[str, Callable[..., int]]:
@@ -86,19 +86,20 @@ def _commands(defaults: Config) -> dict[str, Callable[..., int]]:
 
         Args:
           config: YAML file whose values the flags below override.
-          resume: Directory of a run to continue; on as many devices as before, bit for bit as if it
-            had never stopped.
-          devices: Devices of a process that share out the seeds or the episodes of an update; None
-            takes all, on a CPU one a core.
-          memory_limit: Memory that programs of a process may take, as in 8G; None lets them take
-            what they do.
-          distributed: Train by several processes, each started with this flag and the same others:
-            those of a Slurm, Open MPI, Kubernetes or Cloud TPU job, or as the next three say.
-          coordinator: Address of process 0, as in host:12345, where there is no such job.
+          resume: Directory of a run to continue. On as many CPU devices as before it comes to the
+            same bits as if it had never stopped.
+          devices: Devices for each process, which share out the seeds or the episodes of an update;
+            None uses all, on a CPU one for each core.
+          memory_limit: Most memory that the programs of a process may use, as in 8G; None sets no
+            limit.
+          distributed: Train with several processes, all started with this flag and the same others.
+            A Slurm, Open MPI, Kubernetes or Cloud TPU job is recognised; elsewhere the next three
+            flags describe it.
+          coordinator: Address of process 0, as in host:12345.
           num_processes: Number of processes.
-          process_id: Which of them this is, from 0.
-          timeout: Seconds to wait for other processes to come, and without a sign of life of one.
-          settings: What the run is. Names are those of a YAML file, with dashes.
+          process_id: Number of this process, from 0.
+          timeout: Seconds to wait for other processes to join, and for a sign of life from each.
+          settings: What the run is. A YAML file has the same names, with underscores.
         """
         job = (coordinator, num_processes, process_id)
         with contextlib.ExitStack() as stack:
@@ -190,8 +191,8 @@ def _evaluate(
     Args:
       run: Directory of the run.
       episodes: Fresh episodes of each seed of the run.
-      seed: Which fresh episodes; 0 are those of the run's own evaluation.
-      greedy: Act by the mode of the policy instead of by sampling.
+      seed: Chooses the fresh episodes; 0 gives those of the run's own evaluation.
+      greedy: Take the mode of the policy instead of a sample.
     """
     with refusing():
         from pgjax.lab import evaluation, machine
@@ -230,21 +231,21 @@ def _audit(
     """Measure bias, variance and cost of estimators, along a training run or at its start.
 
     Args:
-      env: Environment; a run has its own.
-      estimators: Which ones, with commas between: form+baseline or form+baseline+state_weighting.
-        Ratios are to the first.
-      checkpoint: Directory of a run: its start and all checkpoints it kept are audited; of a run
-        of several seeds, those of the first.
-      config: YAML file for what else there is to choose, without a run.
+      env: Environment, without a run.
+      estimators: Names separated by commas: form+baseline or form+baseline+state_weighting. Ratios
+        are relative to the first.
+      checkpoint: Directory of a run, audited at its start and at every checkpoint it kept; of
+        several seeds only the first is audited.
+      config: YAML file with all other choices, without a run.
       num_episodes: Episodes of one gradient.
       replicates: Gradients of each estimator at each checkpoint.
       reference_replicates: Gradients of the unbiased reference where there is no exact one; None
-        takes four times as many.
-      chunk_size: Gradients made side by side.
-      value_updates: Updates that fit values where an estimator needs them and the run has none.
-      seed: Which random numbers; all estimators are given the same.
-      output: Directory for audit.nc and audit.png; by default `audit` in the run's own, or in the
-        current one without a run.
+        takes four times the replicates.
+      chunk_size: Gradients computed side by side.
+      value_updates: Updates that fit values, if an estimator needs them and the run has none.
+      seed: Seed of the random numbers, which all estimators share.
+      output: Directory for audit.nc and audit.png; by default `audit` in the directory of the run,
+        or, without a run, in the current one.
     """
     with refusing():
         if checkpoint is not None and config is not None:
@@ -281,8 +282,8 @@ def _plot(runs: tyro.conf.Positional[tuple[Path, ...]], /, output: Path | None =
 
     Args:
       runs: Directories of runs, or of one sweep.
-      output: The figure, whose suffix chooses the format, learning_curves.png by default; of a
-        sweep the directory of its figures, by default `figures` in its own.
+      output: File of the figure, whose suffix chooses the format, by default learning_curves.png;
+        for a sweep the directory of its figures, by default `figures` in its own.
     """
     with refusing():
         if not runs:

@@ -32,27 +32,27 @@ class Config:
     env: str = "CartPole-v1"
     """Environment (`pgjax list envs`)."""
     env_params: dict[str, int | float | bool] = dataclasses.field(default_factory=dict)
-    """Overrides of its parameters, names and values in turn: gravity 9.0 length 1.0."""
+    """Its parameters to override, names and values in turn: gravity 9.0 length 1.0."""
     horizon: int | None = None
-    """Steps of the longest episode; None takes the environment's own time limit."""
+    """Maximum number of steps of an episode; None takes the environment's own time limit."""
 
     policy: str = "mlp"
     """Policy (`pgjax list policies`)."""
     distribution: str = "auto"
-    """Action distribution (`pgjax list distributions`); auto goes by the action space."""
+    """Action distribution (`pgjax list distributions`); auto follows the action space."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers, of the policy and of the value function."""
     activation: str = "tanh"
     """Nonlinearity of the hidden layers: tanh, relu, silu or gelu."""
     initial_log_std: float = 0.0
-    """Where the log standard deviation of a continuous policy starts."""
+    """Initial log standard deviation of a continuous policy."""
 
     form: str = "reward_to_go"
     """What an action is credited with (`pgjax list forms`)."""
     baseline: str = "leave_one_out"
-    """What is subtracted from it (`pgjax list baselines`)."""
+    """What is subtracted from that credit (`pgjax list baselines`)."""
     state_weighting: str = "discounted"
-    """How step t counts: discounted by gamma^t, or uniform (biased unless gamma = 1)."""
+    """Weight of step t: discounted by gamma^t, or uniform (biased unless gamma = 1)."""
     discount: float = 1.0
     """Discount gamma of future rewards, in [0, 1]."""
     lambda_: Annotated[float, tyro.conf.arg(name="lambda")] = 0.95
@@ -60,14 +60,14 @@ class Config:
     n: int = 5
     """Steps of the form n_step before it bootstraps."""
     constant: float = 0.0
-    """The number the baseline constant subtracts."""
+    """Number that the baseline constant subtracts."""
     entropy_cost: float = 0.0
     """Weight of the entropy bonus."""
 
     num_episodes: int = 512
-    """Episodes of one update."""
+    """Episodes per update."""
     num_updates: int = 13
-    """Updates of the run."""
+    """Number of updates."""
     optimizer: str = "adam"
     """Optimiser: adam, adamw, rmsprop or sgd."""
     learning_rate: float = 1.5e-2
@@ -75,33 +75,33 @@ class Config:
     value_learning_rate: float = 1e-2
     """Step size of the value function, which has its own optimiser."""
     schedule: str = "constant"
-    """How both learning rates change over the run: constant, or linear or cosine down to zero."""
+    """Schedule of both learning rates: constant, or a linear or cosine decay to zero."""
     max_grad_norm: float | None = None
-    """Global norm the gradient is clipped to, policy and value function apart; None never clips."""
+    """Global norm to clip gradients to, separately for policy and values; None never clips."""
     chunk_size: int | None = None
-    """Samples whose gradient is held in memory at once; None takes what suits the device."""
+    """Samples whose gradient is computed at once, to bound memory; None chooses by device."""
 
     precision: str = "float32"
-    """Precision of matrix products: float32, or tensorfloat32 on a GPU or bfloat16 on a TPU."""
+    """Precision of matrix products: float32; on a GPU also tensorfloat32, on a TPU bfloat16."""
 
     seed: int = 0
     """First seed; the run uses seed, seed + 1, ..."""
     seeds: int = 1
     """Number of seeds, trained side by side in one compiled program."""
     evaluation_episodes: int = 100
-    """Fresh episodes a seed that the final policy is judged by."""
+    """Fresh episodes per seed that evaluate the final policy."""
     updates_per_call: int = 1
-    """Updates of one compiled call; records are written after each call."""
+    """Updates per compiled call; records are written after each call."""
     checkpoint_every: int = 10
     """Updates between checkpoints, rounded up to whole calls; the last update always has one."""
     keep_checkpoints: int = 3
-    """Checkpoints that stay, the newest ones; `pgjax audit` looks at every one of them."""
+    """Number of newest checkpoints to keep; `pgjax audit` looks at all of them."""
     loggers: tuple[str, ...] = ()
-    """Where metrics go beside metrics.jsonl: tensorboard, wandb, trackio; each is an extra."""
+    """Where metrics also go: tensorboard, wandb, trackio; each is an extra to install."""
     name: str | None = None
     """Name of the run's directory; None makes one from the choices and the time."""
     directory: str = "runs"
-    """Where the directories of runs stand."""
+    """Directory that holds the directories of runs."""
 
 
 def load(path: str | Path) -> Config:
