@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,27 +58,42 @@ def updates(directory: Path) -> list[int]:
     return sorted(found, reverse=True)
 
 
-def restore(directory: Path, template: Any, identity: str) -> tuple[int, Any] | None:
-    """The newest intact checkpoint, or None where there are no checkpoints.
+def restore(
+    directory: Path,
+    template: Any,
+    identity: str,
+    *,
+    recorded: Callable[[int], bool] = lambda update: True,
+) -> tuple[int, Any] | None:
+    """The newest intact checkpoint that the records reach, or None where there are no checkpoints.
 
-    A damaged one is passed over with a warning.
+    Any other is passed over with a warning.
 
     Args:
       directory: where checkpoints stand.
       template: a state of the run or what `jax.eval_shape` says of one; only its structure,
         shapes and dtypes are looked at.
       identity: names the run the state must belong to.
+      recorded: whether the records of the run hold an update.
 
     Returns:
       Updates done and the state.
 
     Raises:
-      ValueError: a checkpoint belongs to another run, or none is intact.
+      ValueError: a checkpoint belongs to another run, or none can be used.
     """
-    newest = next(intact(directory, template, identity), None)
-    if newest is None and updates(directory):
-        raise ValueError(f"no checkpoint in {directory} can be read: all are damaged")
-    return newest
+    for update, state in intact(directory, template, identity):
+        if recorded(update):
+            return update, state
+        warnings.warn(
+            f"passed over checkpoint {directory / str(update)}, which the records do not reach",
+            stacklevel=2,
+        )
+    if updates(directory):
+        raise ValueError(
+            f"no checkpoint in {directory} can be used: all are damaged, or the records end earlier"
+        )
+    return None
 
 
 def intact(directory: Path, template: Any, identity: str) -> Iterator[tuple[int, Any]]:

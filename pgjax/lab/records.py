@@ -6,6 +6,7 @@ as null, which is what JSON has for it, and read back as NaN.
 
 import json
 import math
+import os
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,6 +26,10 @@ class Records:
         lines = (json.dumps({name: plain(x) for name, x in row.items()}) for row in rows)
         self._file.write("".join(f"{line}\n" for line in lines))
         self._file.flush()
+
+    def sync(self) -> None:
+        """Waits until all that was appended is on disk, where a crash of the machine leaves it."""
+        os.fsync(self._file.fileno())
 
     def __enter__(self) -> "Records":
         return self

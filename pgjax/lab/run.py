@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -11,7 +12,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,7 +85,7 @@ def start(config: Config, *, devices: int | None = None, memory_limit: int | Non
 
 
 def resume(path: str | Path, *, devices: int | None = None, memory_limit: int | None = None) -> Run:
-    """A run picked up at its newest intact checkpoint, or at its start without one.
+    """A run picked up at its newest checkpoint that is intact and has its records, or at its start.
 
     Records of what comes after it are dropped. On other devices than before, or with another limit,
     it goes on with sums that are rounded otherwise, and with a warning in float32 where they lack
@@ -97,8 +97,8 @@ def resume(path: str | Path, *, devices: int | None = None, memory_limit: int | 
       memory_limit: bytes that its programs may take; None lets them take what they do.
 
     Raises:
-      ValueError: there is no run, another process follows it, its checkpoints are not its own or
-        all damaged, or its records are.
+      ValueError: there is no run, another process follows it, its checkpoints are not its own,
+        none of them can be used, or its records are damaged.
     """
     distributed.check_same(f"{path} {devices} {memory_limit}")
     found, _ = distributed.together(lambda: directory.find(path))
@@ -106,7 +106,7 @@ def resume(path: str | Path, *, devices: int | None = None, memory_limit: int | 
         run = distributed.together(lambda: _look(path, devices, memory_limit))
         update = 0 if run.restored is None else run.restored.update
         for file in (found.metrics, found.timings):
-            distributed.from_leader(partial(records.truncate, file, update))
+            distributed.from_leader(functools.partial(records.truncate, file, update))
     return run
 
 
@@ -235,15 +235,21 @@ def _conclude(run: Run, progress: Progress) -> None:
 
 def _restore(found: Directory, config: Config, placed: Placed, inputs: Inputs) -> Progress | None:
     template = jax.eval_shape(placed.over_runs.init, inputs)
-    restored = checkpoints.restore(found.checkpoints, template, identity(config))
+    # Read after a checkpoint is found: a process that follows the run may just have written both.
+    rows = functools.cache(lambda: records.read(found.metrics))
+    rows_of = lambda update: [row for row in rows() if row.get("update") == update]
+    restored = checkpoints.restore(
+        found.checkpoints,
+        template,
+        identity(config),
+        recorded=lambda update: len(rows_of(update)) == config.seeds,
+    )
     if restored is None:
         return None
     update, state = restored
-    last = [row for row in records.read(found.metrics) if row.get("update") == update]
-    if len(last) != config.seeds:
-        raise ValueError(f"{found.metrics} does not hold update {update}, where a checkpoint is")
     env_steps, skipped = (
-        np.array([row[name] for row in last], np.int64) for name in ("env_steps", "skipped")
+        np.array([row[name] for row in rows_of(update)], np.int64)
+        for name in ("env_steps", "skipped")
     )
     return Progress(update, parallel.put(state, placed.sharding), env_steps, skipped)
 
@@ -303,14 +309,14 @@ def _train(
                     [{"update": progress.update, "seconds": seconds, "env_steps": steps}]
                 )
                 if _is_due(config, before.update, progress.update):
-                    _save(run, progress)
+                    _save(run, progress, metrics)
                     saved = progress.update
                 mean = np.mean(found["return"][:, -1])
                 bar.set_postfix_str(f"return {mean:.4g}, {steps / seconds / 1e6:.2f} M steps/s")
                 bar.update(size)
-    # Whenever a signal came, what it stopped is kept.
-    if progress.update != saved:
-        _save(run, progress)
+        # Whenever a signal came, what it stopped is kept.
+        if progress.update != saved:
+            _save(run, progress, metrics)
     return progress
 
 
@@ -319,7 +325,10 @@ def _is_due(config: Config, before: int, after: int) -> bool:
     return crossed or after == config.num_updates
 
 
-def _save(run: Run, progress: Progress) -> None:
+def _save(run: Run, progress: Progress, metrics: records.Records) -> None:
+    # A checkpoint is of no use without its records: they must not be lost alone.
+    if distributed.is_leader():
+        metrics.sync()
     checkpoints.save(
         run.directory.checkpoints,
         progress.update,

@@ -233,6 +233,40 @@ def test_a_damaged_newest_checkpoint_costs_only_the_way_back(finished, tiny):
     assert contents(where) == contents(finished)
 
 
+@pytest.mark.parametrize(("reached", "update"), [(6, 6), (5, 4)])
+def test_a_checkpoint_that_the_records_do_not_reach_is_passed_over(finished, tiny, reached, update):
+    where = copy_of(finished, tiny)
+    where.evaluation.unlink()
+    lines = where.metrics.read_text().splitlines(keepends=True)
+    where.metrics.write_text("".join(lines[: tiny.seeds * reached]))
+    with pytest.warns(UserWarning, match="passed over .*, which the records do not reach"):
+        resumed = run.resume(where.path)
+    assert resumed.restored.update == update
+    run.follow(resumed)
+    assert contents(where) == contents(finished)
+
+
+def test_records_that_reach_no_checkpoint_are_refused(finished, tiny):
+    where = copy_of(finished, tiny)
+    where.metrics.write_text("")
+    with pytest.warns(UserWarning, match="passed over"):
+        with pytest.raises(ValueError, match="no checkpoint in .* can be used"):
+            run.resume(where.path)
+
+
+def test_records_are_on_disk_before_their_checkpoint(tiny, monkeypatch):
+    synced, found, save = [], [], checkpoints.save
+    monkeypatch.setattr(records.os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
+
+    def saving(folder, update, *args, **kwargs):
+        found.append((synced[-1:], [(folder.parent / "metrics.jsonl").stat().st_size]))
+        return save(folder, update, *args, **kwargs)
+
+    monkeypatch.setattr(checkpoints, "save", saving)
+    run.follow(run.start(tiny))
+    assert len(found) == 4 and all(before == after for before, after in found)
+
+
 def test_a_finished_run_is_left_as_it_is(finished):
     assert run.is_finished(run.resume(finished.path))
 
@@ -256,7 +290,7 @@ def test_checkpoints_of_another_config_are_refused(finished, tiny):
         run.resume(where.path)
 
 
-def test_records_that_do_not_reach_the_checkpoint_are_refused(finished, tiny):
+def test_a_run_without_its_records_is_refused(finished, tiny):
     where = copy_of(finished, tiny)
     where.metrics.unlink()
     with pytest.raises(ValueError, match="metrics.jsonl"):

@@ -89,6 +89,7 @@ def carry_out(
             observe(before, found)
             begun, before = now, progress.update
             if progress.state is not None and hold():
+                metrics.sync()
                 checkpoints.save(where / CHECKPOINTS, progress.update, progress.state, identity)
                 saved = time.perf_counter()
                 if stopped():
