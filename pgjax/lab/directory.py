@@ -7,12 +7,17 @@ import itertools
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from pgjax.lab import config as configs
 from pgjax.lab.config import Config
+from pgjax.lab.refusals import RefusalError
+
+LOCK = ".lock"
+"""The file by which a process has a directory for itself; it stays there, empty."""
 
 
 class Directory(NamedTuple):
@@ -134,23 +139,33 @@ def find(path: str | Path) -> tuple[Directory, Config]:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Keeps other processes from following the same run; a killed process lets go too.
+    """Keeps other processes, on other hosts too, from following the same run.
+
+    A process that is killed lets go. Where the file system has no locks, a warning says so.
 
     Raises:
-      ValueError: another process has it.
+      RefusalError: another process has it.
     """
-    # The directory itself is what is locked: that leaves nothing behind.
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # NFS locks only files that are open for writing.
+            file = stack.enter_context((directory / LOCK).open("a"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"run {directory} is in use by another process") from error
-        except OSError:
-            pass  # A file system without locks: better unguarded than not at all.
+            raise RefusalError(f"run {directory} is in use by another process") from error
+        except OSError as error:  # better unguarded than not at all
+            warnings.warn(
+                f"run {directory} cannot be locked, so take care that no other process follows it: "
+                f"{error}",
+                stacklevel=1,
+            )
         yield
-    finally:
-        os.close(descriptor)
+
+
+def listing(path: Path) -> str:
+    """What a directory holds, in a line; hidden files are left out."""
+    names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+    return f"{path}: {', '.join(names)}"
 
 
 def write(path: Path, text: str) -> None:

@@ -120,7 +120,7 @@ def together(function: Callable[[], Result]) -> Result:
     """What `function` gives to each process, if none of them refuses.
 
     Raises:
-      ValueError: on every process what the first of those that refuse has to say.
+      RefusalError: on every process what the first of those that refuse has to say.
     """
     if jax.process_count() == 1:
         return function()
@@ -131,7 +131,7 @@ def together(function: Callable[[], Result]) -> Result:
         problem = " ".join(str(error).split()) or repr(error)
     for told in _told(problem):
         if told:
-            raise ValueError(told)
+            raise RefusalError(told)
     return result  # type: ignore[return-value]
 
 
@@ -139,7 +139,7 @@ def from_leader(function: Callable[[], Result]) -> Result:
     """What `function` gives to the leader, which alone calls it; something that JSON can hold.
 
     Raises:
-      ValueError: on every process, if the leader refuses.
+      RefusalError: on every process, if the leader refuses.
     """
     if jax.process_count() == 1:
         return function()

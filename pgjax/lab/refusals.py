@@ -5,7 +5,7 @@ import gc
 from collections.abc import Iterator
 
 
-class RefusalError(Exception):
+class RefusalError(ValueError):
     """What the user asked for cannot be; the message is the one line to say so."""
 
 

@@ -138,7 +138,7 @@ def follow(run: Run) -> int | None:
       The number of the signal that stopped it; None at the end.
 
     Raises:
-      ValueError: another process follows the run.
+      RefusalError: another process follows the run.
     """
     print(experiment.describe(run.config), flush=True)
     with _held(run.directory), ThreadPoolExecutor(1) as worker:
@@ -229,8 +229,7 @@ def _conclude(run: Run, progress: Progress) -> None:
     print(evaluation.describe(found), flush=True)
     plots.learning_curves({run.directory.path.name: run.directory.metrics}, run.directory.figure)
     directory.write(run.directory.evaluation, json.dumps(found, indent=2) + "\n")
-    names = sorted(path.name for path in run.directory.path.iterdir())
-    print(f"{run.directory.path}: {', '.join(names)}", flush=True)
+    print(directory.listing(run.directory.path), flush=True)
 
 
 def _restore(found: Directory, config: Config, placed: Placed, inputs: Inputs) -> Progress | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import random
@@ -16,7 +17,17 @@ import jax
 import numpy as np
 import pytest
 
-from pgjax.lab import advance, checkpoints, config, directory, experiment, parallel, records, run
+from pgjax.lab import (
+    advance,
+    checkpoints,
+    config,
+    directory,
+    experiment,
+    parallel,
+    records,
+    refusals,
+    run,
+)
 
 from .killing import KilledError, kill_at
 
@@ -37,6 +48,7 @@ def copy_of(finished, tiny):
 
 def test_a_run_leaves_what_it_says(finished, capsys):
     assert sorted(path.name for path in finished.path.iterdir()) == [
+        ".lock",
         "checkpoints",
         "config.yaml",
         "evaluation.json",
@@ -136,7 +148,25 @@ def test_a_file_system_without_locks_can_hold_runs(finished, monkeypatch):
         raise OSError(errno.ENOSYS, "no locks here")
 
     monkeypatch.setattr(directory.fcntl, "flock", unknown)
-    assert run.is_finished(run.resume(finished.path))
+    with pytest.warns(UserWarning, match="cannot be locked, .*: .*no locks here"):
+        assert run.is_finished(run.resume(finished.path))
+
+
+def test_a_file_system_that_locks_only_what_can_be_written_excludes_others(tmp_path, monkeypatch):
+    flock = fcntl.flock
+
+    def nfs(file, operation):
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "not open for writing")
+        flock(file, operation)
+
+    monkeypatch.setattr(directory.fcntl, "flock", nfs)
+    with directory.locked(tmp_path):
+        with pytest.raises(refusals.RefusalError, match="in use by another process"):
+            with directory.locked(tmp_path):
+                pass
+    with directory.locked(tmp_path):
+        assert directory.listing(tmp_path) == f"{tmp_path}: "
 
 
 def test_records_written_after_the_checkpoint_are_written_again(finished, tiny):

@@ -48,7 +48,7 @@ def conclude(store: Store, kept: Kept) -> None:
             f"{float(summary.high):.4g}), {centre} of {words.counted(seeds, 'seed')}; "
             f"chosen on these seeds, so judge it on others{_caveat(plan)}"
         )
-    print(f"{store.path}: {', '.join(sorted(x.name for x in store.path.iterdir()))}", flush=True)
+    print(directory.listing(store.path), flush=True)
 
 
 def diverged(plan: Plan, found: xr.Dataset) -> str:

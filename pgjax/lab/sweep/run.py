@@ -116,7 +116,7 @@ def follow(
       The number of the signal that stopped it; None at the end.
 
     Raises:
-      ValueError: another process follows the sweep.
+      RefusalError: another process follows the sweep.
     """
     store, plan = started
     with directory.locked(store.path), interrupts.noted() as signals:

@@ -62,7 +62,7 @@ def follow(started: Started, *, save_every: float = 60.0) -> int | None:
       The number of the signal that stopped it; None at the end.
 
     Raises:
-      ValueError: another process follows the search.
+      RefusalError: another process follows the search.
     """
     store, corners = started
     sweep = corners.sweep

@@ -1,5 +1,6 @@
 """`pgjax sweep`: what it does, and one clear line for whatever the user got wrong."""
 
+import contextlib
 import dataclasses
 import json
 import signal
@@ -9,7 +10,7 @@ import pytest
 from pgjax.lab import cli, config, directory, machine
 from pgjax.lab.config import Config
 from pgjax.lab.sweep import chunk as chunks
-from pgjax.lab.sweep import dataset, design, run
+from pgjax.lab.sweep import dataset, design, plan, run
 from pgjax.lab.sweep import program as programs
 from pgjax.lab.sweep.settings import OPTIONS
 
@@ -221,6 +222,23 @@ def test_a_sweep_that_is_followed_elsewhere_is_refused(capsys, undisturbed):
     store, _ = undisturbed
     with directory.locked(store.path):
         assert "in use by another process" in refuse(capsys, "--resume", str(store.path))
+
+
+def test_a_sweep_that_another_process_takes_during_planning_is_refused(
+    capsys, undisturbed, monkeypatch
+):
+    store, _ = undisturbed
+    with contextlib.ExitStack() as stack:
+
+        def describe(_):
+            stack.enter_context(directory.locked(store.path))
+            return "planned"
+
+        monkeypatch.setattr(plan, "describe", describe)
+        assert cli.main(["sweep", "--resume", str(store.path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "planned\n"
+    assert err == f"pgjax: error: run {store.path} is in use by another process\n"
 
 
 def test_mistakes_of_ours_are_not_blamed_on_the_user(monkeypatch):

@@ -61,6 +61,7 @@ def carried(monkeypatch):
 def test_a_sweep_leaves_what_it_says(undisturbed):
     store, _ = undisturbed
     assert sorted(path.name for path in store.path.iterdir()) == [
+        ".lock",
         "best.yaml",
         "chunks",
         "sweep.nc",
