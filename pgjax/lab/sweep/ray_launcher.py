@@ -8,6 +8,7 @@ import collections
 import importlib
 from typing import Any
 
+from pgjax.lab.refusals import RefusalError
 from pgjax.lab.sweep import chunk as chunks
 from pgjax.lab.sweep import ray_worker
 from pgjax.lab.sweep.chunk import Result
@@ -35,7 +36,7 @@ def launcher(cluster: Cluster) -> Launcher:
     """Carries out chunks as tasks of a cluster that is open.
 
     The launcher raises `RuntimeError` for a task that fails, with what it said, and for one that is
-    lost too often; what is finished is kept.
+    lost too often, and `RefusalError` for one that its worker refuses; what is finished is kept.
     """
     ray = importlib.import_module("ray")
     told = ray_worker.given(cluster.need)
@@ -84,6 +85,8 @@ def _result(ray: Any, reference: Any) -> Result:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
+        if isinstance(cause, RefusalError):
+            raise RefusalError(str(cause)) from error
         raise RuntimeError(f"a worker failed with {type(cause).__name__}: {cause}") from error
     except ray.exceptions.RayError as error:
         raise RuntimeError(f"a chunk could not be carried out: {error}") from error

@@ -16,6 +16,7 @@ import jax
 
 from pgjax.lab import machine
 from pgjax.lab.config import Config
+from pgjax.lab.refusals import RefusalError
 
 if TYPE_CHECKING:
     from pgjax.lab.sweep.chunk import Index, Result
@@ -61,6 +62,9 @@ def carry_out(
       indices: which runs of the sweep they are.
       width: of the program, as planned.
       told: what every task is.
+
+    Raises:
+      RefusalError: this worker's JAX does not see the GPU that it was given.
     """
     devices = _devices(told)
     from pgjax.lab.sweep import chunk
@@ -86,7 +90,7 @@ def _devices(told: Given) -> tuple[Any, ...]:
         machine.prepare()
     found = jax.local_devices()
     if gpus and found[0].platform == "cpu":
-        raise RuntimeError(
+        raise RefusalError(
             "Ray gave a GPU to a worker whose JAX does not see it: install pgjax[cuda] there, or "
             "take ray_gpus=0"
         )

@@ -8,12 +8,14 @@ import signal
 import socket
 import sys
 import time
+import types
 
 import jax
 import pytest
 import xarray as xr
 
 from pgjax.lab.config import Config
+from pgjax.lab.refusals import RefusalError
 from pgjax.lab.sweep import dataset, plan, ray_cluster, ray_launcher, ray_worker, run
 from pgjax.lab.sweep.design import Sweep
 
@@ -231,6 +233,21 @@ def test_a_mistake_in_a_task_is_told_and_not_repeated(local, tmp_path):
         with pytest.raises(RuntimeError, match="failed with ValueError: the corridor is closed"):
             run.follow(start(tmp_path, at_once=3), launcher)
     assert [chunk for chunk, _, _ in marks(tmp_path, "begun")].count("1-0") == 1
+
+
+def test_what_a_worker_refuses_is_refused(local, tmp_path):
+    def refuse(indices):
+        raise RefusalError("no GPU is seen here")
+
+    with marked(tmp_path, refuse):
+        with pytest.raises(RefusalError, match="^no GPU is seen here$"):
+            run.follow(start(tmp_path, at_once=3), ray_launcher.launcher(local))
+
+
+def test_a_worker_that_does_not_see_its_gpu_refuses(monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(platform="cpu")])
+    with pytest.raises(RefusalError, match=r"install pgjax\[cuda\] there"):
+        ray_worker._devices(ray_worker.Given(ray_worker.Need(1, 1), ()))
 
 
 def node(alive=True, **resources):
