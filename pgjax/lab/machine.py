@@ -3,7 +3,7 @@
 import ctypes
 import os
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import jax
@@ -15,6 +15,16 @@ UNTOLD = -1
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """How glibc numbers them."""
+
+LARGEST = (2**31 - 1, 2**25)
+"""Thresholds to ask glibc for, in turn; older ones refuse more than 32 MiB."""
+
+CONTROL_GROUPS = {
+    "": ("", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""Controller as in `/proc/self/cgroup` -> folder of its groups; in each of them the files of its
+limit and of its use, and the entry of `memory.stat` for cached files. Version 2, then version 1."""
 
 SHARE = 0.8
 """Share of the free memory that programs may take."""
@@ -57,9 +67,10 @@ def _keep_memory() -> None:
     """
     tuned = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    # To set one threshold keeps glibc from adapting the other, so it is both or neither.
     if mallopt is not None and not tuned:
-        for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-            mallopt(parameter, 2**31 - 1)
+        if any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST):
+            mallopt(M_TRIM_THRESHOLD, LARGEST[0])
 
 
 def take(num: int | None = None) -> list[Any]:
@@ -131,15 +142,31 @@ def _free() -> float:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _allowed() -> float:
-    """Memory that a container leaves to its processes."""
+def _allowed(root: Path = Path("/")) -> float:
+    """Memory that the control groups of a container or a batch job leave to this process."""
     try:
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
-        used = float((group / "memory.current").read_text())
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return float("inf")
+    left = [float("inf")]
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        for controller in CONTROL_GROUPS.keys() & controllers.split(","):
+            folder, *names = CONTROL_GROUPS[controller]
+            own = PurePath(path.strip("/"))
+            # Whatever limits a group limits those within it.
+            groups = (root / "sys/fs/cgroup" / folder / group for group in (own, *own.parents))
+            left += [_left(group, *names) for group in groups]
+    return min(left)
+
+
+def _left(group: Path, limit: str, used: str, cached: str) -> float:
+    """Memory that a control group has left, where it has a limit."""
+    try:
+        most = (group / limit).read_text().strip()
         held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         # Pages of files that were read count as used, and are given up when they are needed.
-        cached = float(held.get("inactive_file", 0))
-        return float("inf") if limit == "max" else float(limit) - used + cached
+        free = float(held.get(cached, 0)) - float((group / used).read_text())
+        return float("inf") if most == "max" else float(most) + free
     except (OSError, ValueError):
         return float("inf")

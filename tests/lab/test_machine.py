@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -64,6 +65,49 @@ def test_memory_is_what_is_free_and_allowed(monkeypatch):
     assert machine.memory() == 400
     monkeypatch.setattr(machine, "_allowed", lambda: float("inf"))
     assert machine.memory() == 800
+
+
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+V2 = ("memory.max", "memory.current", "inactive_file")
+
+
+@pytest.mark.parametrize(
+    ("member", "groups", "left"),
+    [
+        ("0::/", {"": (V2, 1000, 300)}, 750),
+        ("0::/", {"": (V2, "max", 300)}, float("inf")),
+        # A batch job: its own group is in one that is limited.
+        (
+            "0::/slurm/job_7/step_0",
+            {"slurm/job_7": (V2, 800, 300), "slurm/job_7/step_0": (V2, "max", 100)},
+            550,
+        ),
+        ("0::/a/b", {"a": (V2, 1000, 100), "a/b": (V2, 700, 100), "a/c": (V2, 1, 0)}, 650),
+        (
+            "4:memory:/slurm/job_7\n1:cpu:/other\n0::/",
+            {"memory": (V1, 2**63 - 4096, 0), "memory/slurm/job_7": (V1, 500, 200)},
+            350,
+        ),
+        # A container that sees its own group as the root.
+        ("5:cpu,memory:/docker/1", {"memory": (V1, 600, 100)}, 550),
+        ("0::/", {}, float("inf")),
+        ("0::/../outside", {"": (V2, 500, 100)}, 450),
+    ],
+)
+def test_allowed_is_what_the_control_groups_leave(tmp_path, member, groups, left):
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "cgroup").write_text(f"{member}\n")
+    for path, ((limit, used, cached), most, now) in groups.items():
+        folder = tmp_path / "sys" / "fs" / "cgroup" / path
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / limit).write_text(f"{most}\n")
+        (folder / used).write_text(f"{now}\n")
+        (folder / "memory.stat").write_text(f"anon 7\n{cached} 50\n")
+    assert machine._allowed(tmp_path) == left
+
+
+def test_without_control_groups_all_is_allowed(tmp_path):
+    assert machine._allowed(tmp_path) == float("inf")
 
 
 def test_this_machine_has_memory_and_devices():
@@ -131,6 +175,32 @@ def test_xla_makes_one_function_of_a_small_loop(prepare, flags, expected):
         check=True,
     )
     assert done.stdout.startswith(expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+@pytest.mark.parametrize(
+    ("largest", "kept"),
+    [
+        (2**31 - 1, [(machine.M_MMAP_THRESHOLD, 2**31 - 1), (machine.M_TRIM_THRESHOLD, 2**31 - 1)]),
+        (2**25, [(machine.M_MMAP_THRESHOLD, 2**25), (machine.M_TRIM_THRESHOLD, 2**31 - 1)]),
+        (0, []),
+    ],
+    ids=["new", "old", "another"],
+)
+def test_thresholds_of_malloc_are_set_together_or_not_at_all(largest, kept, monkeypatch):
+    taken = []
+
+    def mallopt(parameter, size):
+        refused = parameter == machine.M_MMAP_THRESHOLD and size > largest
+        return 0 if refused else taken.append((parameter, size)) or 1
+
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    libc = types.SimpleNamespace(mallopt=mallopt)
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: libc)
+    machine._keep_memory()
+    assert taken == kept
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
