@@ -168,11 +168,33 @@ def listing(path: Path) -> str:
     return f"{path}: {', '.join(names)}"
 
 
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yields where to write a file or a directory, which is moved to `path` if all goes well."""
+    # Of the same suffix, which some writers choose the format by.
+    part = path.with_name(f".part-{path.name}")
+    _remove(part)
+    try:
+        yield part
+        if part.is_dir():
+            _remove(path)  # a directory replaces none that holds something
+        part.replace(path)
+    finally:
+        _remove(part)
+
+
 def write(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def _remove(path: Path) -> None:
+    """Removes a file or a directory, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _move(part: Path, whole: Path) -> bool:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
-from pgjax.lab import records, statistics
+from pgjax.lab import directory, records, statistics
 
 # Okabe and Ito's palette, told apart by the colour-blind, and by lightness in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -57,13 +57,8 @@ def save(figure: Figure, output: Path) -> None:
       ValueError: an output that cannot be drawn to.
     """
     check_output(output)
-    # Written beside its place and moved there.
-    part = output.with_name(f".part-{output.name}")
-    try:
+    with directory.whole(output) as part:
         figure.savefig(part, dpi=150)
-        part.replace(output)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def common_grid(

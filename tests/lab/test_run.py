@@ -124,6 +124,30 @@ def test_a_kill_before_a_run_has_its_config_leaves_its_name_free(tiny, monkeypat
     assert directory.find(directory.create(tiny).path)[1] == tiny
 
 
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_what_is_written_is_there_whole_or_as_it_was(tmp_path, kind):
+    path = tmp_path / "kept.txt"
+
+    def write(text, then=lambda: None):
+        with directory.whole(path) as part:
+            if kind == "directory":
+                part.mkdir()
+            (part / "text" if kind == "directory" else part).write_text(text)
+            then()
+
+    def fail():
+        raise OSError("the disk is full")
+
+    read = lambda: (path / "text" if kind == "directory" else path).read_text()
+    write("before")
+    with pytest.raises(OSError, match="full"):
+        write("after", fail)
+    assert read() == "before"
+    write("after")
+    assert read() == "after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_run_that_is_followed_is_not_followed_twice(finished, tiny):
     where = copy_of(finished, tiny)
     before = contents(where)

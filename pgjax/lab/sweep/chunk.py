@@ -128,14 +128,11 @@ def read(where: Path) -> Result | None:
 
 def write(where: Path, result: Result) -> None:
     """Writes what was carried out elsewhere, so that `read` gives it back; whole or not at all."""
-    part = where.with_name(f".{where.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    with records.Records(part / METRICS) as metrics:
-        metrics.append(_rows(result.curves, 0, 0.0))
-    _conclude(part, result)
-    shutil.rmtree(where, ignore_errors=True)
-    part.rename(where)
+    with directory.whole(where) as part:
+        part.mkdir(parents=True)
+        with records.Records(part / METRICS) as metrics:
+            metrics.append(_rows(result.curves, 0, 0.0))
+        _conclude(part, result)
 
 
 def _conclude(where: Path, result: Result) -> None:

@@ -12,7 +12,7 @@ import xarray as xr
 import yaml
 
 from pgjax.lab import config as configs
-from pgjax.lab import machine, revision
+from pgjax.lab import directory, machine, revision
 from pgjax.lab.sweep import axes, design
 from pgjax.lab.sweep.axes import Range
 from pgjax.lab.sweep.chunk import Result
@@ -132,9 +132,8 @@ def build(sweep: Sweep, configurations: Sequence[Values], table: Table) -> xr.Da
 
 def write(dataset: xr.Dataset, path: Path) -> None:
     """Writes NetCDF, whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    dataset.to_netcdf(part, engine="h5netcdf")
-    part.replace(path)
+    with directory.whole(path) as part:
+        dataset.to_netcdf(part, engine="h5netcdf")
 
 
 def load(path: str | Path) -> xr.Dataset:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pgjax.lab import config as configs
 from pgjax.lab import experiment, machine, parallel
 from pgjax.lab.config import Config
-from pgjax.lab.sweep import axes, chunk, design
+from pgjax.lab.sweep import axes, chunk, design, words
 from pgjax.lab.sweep import program as programs
 from pgjax.lab.sweep.axes import Range
 from pgjax.lab.sweep.chunk import Index
@@ -201,11 +201,11 @@ def group(
 def describe(plan: Plan) -> str:
     """The plan in words: what is swept, then a line a group."""
     sweep, chunks = plan.sweep, plan.chunks()
-    num = design.num_configurations(sweep)
+    num, seeds = design.num_configurations(sweep), sweep.base.seeds
     lines = [
-        f"{_counted(num, 'configuration')} ({_swept(sweep)}) x "
-        f"{_counted(sweep.base.seeds, 'seed')} = {_counted(num * sweep.base.seeds, 'run')}, in "
-        f"{_counted(len(plan.groups), 'group')} of one program each",
+        f"{words.counted(num, 'configuration')} ({_swept(sweep)}) x "
+        f"{words.counted(seeds, 'seed')} = {words.counted(num * seeds, 'run')}, in "
+        f"{words.counted(len(plan.groups), 'group')} of one program each",
     ]
     rows = [("group", "what it has of its own", "runs", "at once", "chunks", "memory")]
     for index, (found, program) in enumerate(zip(plan.groups, plan.programs, strict=True)):
@@ -258,10 +258,6 @@ def _swept(sweep: Sweep) -> str:
         return f"{sweep.design}, {', '.join(map(axes.name_of, sweep.axes))}"
     pairs = zip(sweep.axes, design.shape(sweep), strict=True)
     return "grid, " + " x ".join(f"{num} {axes.name_of(name)}" for name, num in pairs)
-
-
-def _counted(num: int, what: str) -> str:
-    return f"{num:,} {what}{'' if num == 1 else 's'}"
 
 
 def _check_results(sweep: Sweep, num: int, limit: int) -> None:

@@ -91,13 +91,23 @@ def resume(path: str | Path, **limits: Any) -> Started:
     Raises:
       ValueError: there is no sweep, or it cannot be read.
     """
+    store, sweep, limits = reopen(path, limits)
+    return Started(store, _plan(sweep, limits))
+
+
+def reopen(path: str | Path, limits: dict[str, Any]) -> tuple[Store, Sweep, dict[str, Any]]:
+    """A sweep or a search that nobody follows, and limits as wide as it had unless they say more.
+
+    Raises:
+      ValueError: there is no sweep, it cannot be read, or another process follows it.
+    """
     store, sweep = find(path)
     with directory.locked(store.path):
         pass  # better refused before anything is compiled
-    # Chunks that were under way are found again only if they are as wide as they were.
+    # What was under way is found again only if it is as wide as it was.
     if limits.get("at_once") is None and store.widths.is_file():
-        limits["at_once"] = json.loads(store.widths.read_text(encoding="utf-8"))
-    return Started(store, _plan(sweep, limits))
+        limits = limits | {"at_once": json.loads(store.widths.read_text(encoding="utf-8"))}
+    return store, sweep, limits
 
 
 def follow(

@@ -1,7 +1,6 @@
 """An adaptive search: what Optuna asks for is carried out side by side, and it is told."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,13 +39,8 @@ def resume(path: str | Path, **limits: Any) -> Started:
     Raises:
       ValueError: there is no search, it cannot be read, or its storage cannot be reached.
     """
-    store, sweep = run.find(path)
-    with directory.locked(store.path):
-        pass  # better refused before anything is compiled
+    store, sweep, limits = run.reopen(path, limits)
     study.check(sweep)
-    # Trials that were under way are found again only if they are as many at once as they were.
-    if limits.get("at_once") is None and store.widths.is_file():
-        limits["at_once"] = json.loads(store.widths.read_text(encoding="utf-8"))
     return Started(store, _laid_out(sweep, **limits))
 
 

@@ -23,7 +23,7 @@ def named(ranking: Ranking, configuration: int) -> str:
 
 def counted(number: int, noun: str) -> str:
     """A number of things: 1 run, 2 runs."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def short(value: Any) -> str:
