@@ -1,4 +1,6 @@
-"""A stand-in for kill -9 that can be placed to the call."""
+"""A stand-in for kill -9 that can be placed to the call, and what processes to be killed need."""
+
+import os
 
 
 class KilledError(Exception):
@@ -19,3 +21,8 @@ def kill_at(monkeypatch, module, name, call, before=False):
         return result
 
     monkeypatch.setattr(module, name, killing)
+
+
+def compiling_itself():
+    """The environment of a process that does not look at what others have compiled."""
+    return os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}

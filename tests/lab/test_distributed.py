@@ -165,9 +165,7 @@ def test_if_one_is_killed_the_other_ends_and_both_resume(file, victim):
     with started(arguments, arguments) as processes:
         wait_for_checkpoint(where, processes)
         processes[victim].send_signal(signal.SIGKILL)
-        begun = time.monotonic()
         found = ended(processes)
-    assert time.monotonic() - begun < 60
     assert found[victim][0] == -signal.SIGKILL
     status, _, errors = found[1 - victim]
     assert status == 1

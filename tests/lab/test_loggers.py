@@ -186,7 +186,7 @@ def test_what_ends_a_training_ends_as_it_was_and_loggers_are_closed(memory, tmp_
 
 
 def test_a_slow_logger_is_one_call_behind_and_no_more(memory, monkeypatch, tmp_path):
-    go_on = threading.Event()
+    went_on, go_on = threading.Event(), threading.Event()
     monkeypatch.setattr(memory["memory"], "log", lambda *_: go_on.wait(30))
     ahead = []
 
@@ -195,10 +195,12 @@ def test_a_slow_logger_is_one_call_behind_and_no_more(memory, monkeypatch, tmp_p
             for update in range(1, 4):
                 log(rows([update]))
                 ahead.append(update)
+                went_on.set()
 
     training = threading.Thread(target=train)
     training.start()
-    training.join(0.5)
+    assert went_on.wait(30)
+    training.join(0.1)  # to get further ahead, if it could
     behind = list(ahead)
     go_on.set()
     training.join()

@@ -29,7 +29,7 @@ from pgjax.lab import (
     run,
 )
 
-from .killing import KilledError, kill_at
+from .killing import KilledError, compiling_itself, kill_at
 
 
 def contents(where):
@@ -208,7 +208,7 @@ def test_a_signal_saves_the_last_call_and_says_how_to_go_on(
 ):
     # No checkpoint is due before the last update: the one at 2 is the signal's.
     tiny = dataclasses.replace(tiny, checkpoint_every=100)
-    original = records.Records.append
+    original, handler = records.Records.append, signal.getsignal(number)
 
     def interrupting(self, rows):
         original(self, rows)
@@ -221,7 +221,7 @@ def test_a_signal_saves_the_last_call_and_says_how_to_go_on(
         assert run.follow(started) == number
     assert checkpoints.updates(started.directory.checkpoints) == [2]
     assert f"pgjax train --resume {started.directory.path}" in capsys.readouterr().out
-    assert signal.getsignal(number) is not None
+    assert signal.getsignal(number) is handler
     run.follow(run.resume(started.directory.path))
     assert contents(started.directory) == contents(finished)
 
@@ -447,11 +447,6 @@ def test_kill_minus_nine_at_any_moment(tmp_path):
         arguments = ["--resume", str(where.path)]
     assert kills == 4
     assert contents(where) == contents(straight.directory)
-
-
-def compiling_itself():
-    """The environment of a process that does not look at what others have compiled."""
-    return os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
 
 
 def _long(tmp_path):

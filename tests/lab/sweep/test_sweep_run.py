@@ -1,7 +1,6 @@
 """Sweeps: stopping, killing and damage change nothing in the end, and nothing is done twice."""
 
 import dataclasses
-import os
 import random
 import shutil
 import signal
@@ -22,7 +21,7 @@ from pgjax.lab.sweep import chunk as chunks
 from pgjax.lab.sweep import dataset, design, outcome, run
 from pgjax.lab.sweep.settings import Sweep
 
-from ..killing import KilledError, kill_at
+from ..killing import KilledError, compiling_itself, kill_at
 
 NUM_CHUNKS = 3  # of two runs each, in the undisturbed sweep
 
@@ -259,8 +258,7 @@ def written(tmp_path, name, **fields):
 
 def command(*arguments, devices=1):
     """A process of its own."""
-    apart = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-    environment = os.environ | apart | {"JAX_NUM_CPU_DEVICES": str(devices)}
+    environment = compiling_itself() | {"JAX_NUM_CPU_DEVICES": str(devices)}
     argv = [sys.executable, "-m", "pgjax", "sweep", "--save-every", "0", *map(str, arguments)]
     return subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL)
 
