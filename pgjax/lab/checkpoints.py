@@ -1,4 +1,4 @@
-"""The state of a run on disk: orbax checkpoints, each sealed so that it proves whole and its own.
+"""The state of a run on disk: orbax checkpoints, each sealed against damage and mix-ups.
 
 A checkpoint is written beside its place and then moved there: a kill leaves a whole one or none.
 Its seal names the run and holds a digest of every file, so that damage is noticed before anything
@@ -72,7 +72,7 @@ def restore(
     Args:
       directory: where checkpoints stand.
       template: a state of the run or what `jax.eval_shape` says of one; only its structure,
-        shapes and dtypes are looked at.
+        shapes and dtypes count.
       identity: names the run the state must belong to.
       recorded: whether the records of the run hold an update.
 
@@ -124,7 +124,7 @@ def _seal(folder: Path, identity: str, state: Any) -> None:
 
 
 def _intact_seal(folder: Path) -> dict[str, Any] | None:
-    """What the seal says, if it and every file it vouches for are as they were written."""
+    """What the seal says, if it and all files that it covers are as they were written."""
     try:
         sealed = json.loads((folder / SEAL).read_text(encoding="utf-8"))
         content = sealed["content"]

@@ -21,7 +21,7 @@ LOCK = ".lock"
 
 
 class Directory(NamedTuple):
-    """Where a run keeps what it leaves."""
+    """The files of a run."""
 
     CONFIG = "config.yaml"
 
@@ -34,17 +34,17 @@ class Directory(NamedTuple):
 
     @property
     def metrics(self) -> Path:
-        """One line an update and seed, the same bits whenever the run is repeated."""
+        """One line for each update and seed, the same bits whenever the run is repeated."""
         return self.path / "metrics.jsonl"
 
     @property
     def timings(self) -> Path:
-        """One line a call: what depends on the machine."""
+        """One line for each call: what depends on the machine."""
         return self.path / "timings.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """One folder a checkpoint, named by its update."""
+        """One folder for each checkpoint, named by its update."""
         return self.path / "checkpoints"
 
     @property
@@ -54,7 +54,7 @@ class Directory(NamedTuple):
 
     @property
     def evaluation(self) -> Path:
-        """How the final policy did; the last thing written, so it marks a finished run."""
+        """How the final policy did; written last, so it marks a finished run."""
         return self.path / "evaluation.json"
 
 
@@ -92,12 +92,12 @@ def make(config: Config, name: str, files: Mapping[str, str]) -> Path:
     """Makes a new directory with files in it, whole or not at all.
 
     Args:
-      config: says where, and whether the name is its own.
-      name: of the directory; numbered where it is taken and not the config's own.
+      config: says where, and whether it chose the name.
+      name: of the directory; if it is taken, a number is added, unless the config chose it.
       files: name -> text.
 
     Raises:
-      ValueError: a directory of the config's own name exists.
+      ValueError: the config chose the name, and a directory of that name exists.
     """
     parent = Path(config.directory)
     # Named by the process: runs that start in the same second do not share it.

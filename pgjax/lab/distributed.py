@@ -37,7 +37,7 @@ LOOPBACK_HINT = (
 )
 
 MESSAGE = 4096
-"""Bytes of a message between processes, shorter ones filled up."""
+"""Bytes of a message between processes; shorter ones are padded."""
 
 Result = TypeVar("Result")
 
@@ -60,7 +60,7 @@ def joined(job: Job) -> Iterator[None]:
     back, unless they end the process for a reason of their own.
 
     Raises:
-      ValueError: the job cannot be, or is not to be found in time.
+      ValueError: the job cannot be, or is not found in time.
     """
     _check(job)
     machine.prepare()
@@ -69,8 +69,8 @@ def joined(job: Job) -> Iterator[None]:
         why = f"process {job.process_id} of {job.num_processes} could not join the others at "
         why += f"{job.coordinator} within {job.timeout} seconds"
     else:
-        why = "no job of Slurm, Open MPI, Kubernetes or Cloud TPU was found or could be joined; "
-        why += "elsewhere give --coordinator HOST:PORT --num-processes N --process-id I"
+        why = "no job of Slurm, Open MPI, Kubernetes or Cloud TPU was found and joined; "
+        why += "without one, give --coordinator HOST:PORT --num-processes N --process-id I"
     last_words = [f"distributed: {why}"]
     _abort_cleanly(_keep_back(), last_words)
     # It would take SIGTERM for itself.
@@ -117,7 +117,7 @@ def quiet_unless_leader() -> Iterator[None]:
 
 
 def together(function: Callable[[], Result]) -> Result:
-    """What `function` gives to each process, if none of them refuses.
+    """What `function` returns, on each process, if none of them refuses.
 
     Raises:
       RefusalError: on every process what the first of those that refuse has to say.
@@ -136,7 +136,7 @@ def together(function: Callable[[], Result]) -> Result:
 
 
 def from_leader(function: Callable[[], Result]) -> Result:
-    """What `function` gives to the leader, which alone calls it; something that JSON can hold.
+    """What `function` returns to the leader, which alone calls it: something that JSON can hold.
 
     Raises:
       RefusalError: on every process, if the leader refuses.
@@ -148,7 +148,7 @@ def from_leader(function: Callable[[], Result]) -> Result:
 
 
 def check_same(what: str) -> None:
-    """Refuses processes that were started on different things, which a text says all about.
+    """Refuses processes that were started with different settings, all of which `what` holds.
 
     Raises:
       ValueError: on every process.
@@ -229,10 +229,10 @@ def _keep_back() -> Any:
 
 
 def _abort_cleanly(said: Any, last_words: list[str]) -> None:
-    """Says the last of the words in a line where JAX's libraries abort the process for others."""
+    """Prints the last of `last_words` if JAX's libraries abort this process because of others."""
     screen = os.dup(sys.stderr.fileno())
 
-    # Called by a thread of theirs, when all Python can still do is to write and to leave.
+    # Called by a thread of theirs: all that Python can still do is to write and to leave.
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def aborted(_: int) -> None:
         text = os.pread(said.fileno(), 2**20, 0)
@@ -246,11 +246,11 @@ def _abort_cleanly(said: Any, last_words: list[str]) -> None:
 
 
 _kept: list[Any] = []
-"""What C calls must not be collected."""
+"""What C calls must not be garbage-collected."""
 
 
 def _give_up(error: Exception) -> NoReturn:
-    """Ends this process for an error that the others do not know of; they then lose it."""
+    """Ends this process for an error of its own; the others then find that they have lost it."""
     if isinstance(error, jax.errors.JaxRuntimeError) or re.match(r"[A-Z_]+: ", str(error)):
         print(f"pgjax: error: {LOST_LINE} ({_why_lost(error)})", file=sys.stderr, flush=True)
     else:

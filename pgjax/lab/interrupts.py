@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def noted() -> Iterator[list[int]]:
-    """Yields a list that a first Ctrl-C or SIGTERM is put in; a second one acts as usual."""
+    """Yields a list that a first Ctrl-C or SIGTERM is added to; a second one acts as usual."""
     signals: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield signals

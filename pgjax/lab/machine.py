@@ -60,14 +60,14 @@ def prepare() -> None:
 
 
 def _keep_memory() -> None:
-    """Has the C library keep what programs free, for the next update asks for the same again.
+    """Makes the C library keep freed memory, because the next update asks for as much again.
 
-    Else it goes back to the system, which clears every page anew: a fifth of the time of an update
-    of 16384 short episodes. Only glibc has this, and not where the environment tunes it.
+    Otherwise it goes back to the system, which clears every page anew: a fifth of the time of an
+    update of 16384 short episodes. Only glibc can do so; what the environment tells it stands.
     """
     tuned = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    # To set one threshold keeps glibc from adapting the other, so it is both or neither.
+    # Setting one threshold stops glibc from adapting both, so it is both or neither.
     if mallopt is not None and not tuned:
         if any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST):
             mallopt(M_TRIM_THRESHOLD, LARGEST[0])
@@ -109,7 +109,7 @@ def bytes_of(text: str) -> int:
     """A number of bytes from text such as 500M, 8G or 1.5T (powers of 1000).
 
     Raises:
-      ValueError: text that is none.
+      ValueError: the text is no number of bytes.
     """
     units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
     number = text.strip().upper().removesuffix("B")

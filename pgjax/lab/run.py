@@ -182,7 +182,7 @@ def identity(config: Config) -> str:
 
 @contextlib.contextmanager
 def _fitting(config: Config) -> Iterator[None]:
-    """Lays what Python and JAX cannot do with the numbers of a config to the config."""
+    """Blames the config for numbers that Python or JAX cannot work with."""
     try:
         yield
     except OverflowError as error:

@@ -86,7 +86,7 @@ def opened(
             with _guarded(key, failed):
                 loggers[key] = LOGGERS[key].open(directory, name, config)
                 stack.callback(_close, key, loggers[key], failed)
-        # Left before the loggers close, when all that was handed over is sent.
+        # Left before the loggers close: all that was handed over is sent first.
         worker = stack.enter_context(ThreadPoolExecutor(1))
         sent = worker.submit(_send, loggers, failed, (), by)
 

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from pgjax.lab.loggers.series import PROJECT, Series, label
 
 INTERVAL = 5.0
-"""Seconds that points wait at most before trackio has them, where that takes it no time."""
+"""Seconds that points wait before trackio is given them; longer if it is slow to take them."""
 
 
 class Trackio:
@@ -29,8 +29,8 @@ class Trackio:
     Points are handed over a series at a time. Runs that are open each write to the one database
     from a thread of their own, and some hundred of them lock each other out and lose points.
 
-    On a network file system trackio writes fragments that its dashboard gathers, and what they
-    hold is not known here: a run that was stopped has steps twice there, with the same values.
+    On a network file system trackio writes fragments that its dashboard gathers. What they hold
+    is not known here, so a run that was stopped has some steps twice, with the same values.
     """
 
     def __init__(self, directory: Path, name: str, config: Mapping[str, Any]):

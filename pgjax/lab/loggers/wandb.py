@@ -46,7 +46,7 @@ class WandB:
     def _open(self, series: Series) -> Any:
         identity = hashlib.sha256(f"{self._identity} {label(series)}".encode()).hexdigest()[:16]
         if self._mode == "offline":
-            # No offline run can be gone on with: it is written anew, from its first step.
+            # An offline run cannot be continued: it is written anew, from its first step.
             for old in (self._directory / "wandb").glob(f"offline-run-*-{identity}"):
                 shutil.rmtree(old)
         return self._wandb.init(
@@ -65,7 +65,7 @@ class WandB:
 
 
 def _mode(wandb: types.ModuleType) -> str:
-    """How wandb is set to work, but online only where it can: it asks for no key."""
+    """The mode wandb is set to, or offline where it has no API key: it never asks for one."""
     mode = wandb.setup().settings.mode
     if mode in ("offline", "disabled"):
         return mode
@@ -80,7 +80,7 @@ def _mode(wandb: types.ModuleType) -> str:
 
 
 def _identity(path: Path) -> str:
-    """What no other run is called by, since runs in two places may share a name."""
+    """An identity that no other run has, since runs in two places may share a name."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, uuid.uuid4().hex)

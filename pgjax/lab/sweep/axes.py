@@ -109,7 +109,7 @@ def levels(name: str, axis: Axis) -> Levels:
     if axis.num is None:
         raise ValueError(
             f"{name_of(name)}={dump(axis)} needs its number of levels, as in {dump(axis)}:8; only "
-            f"designs that draw their points go without"
+            f"designs that draw their points can do without"
         )
     points = np.linspace(0, 1, axis.num)
     found = tuple(at(name, axis, float(point)) for point in points)
@@ -185,7 +185,7 @@ def scalar(text: str) -> Any:
     """What text on a command line stands for; text that stands for nothing else is itself."""
     try:
         return None if text == "None" else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # the latter for what looks like a date and is none
+    except (yaml.YAMLError, ValueError):  # the latter for what only looks like a date
         return text
 
 

@@ -20,7 +20,7 @@ from pgjax.lab.sweep.program import Program
 METRICS, RESULT, CHECKPOINTS = "metrics.jsonl", "result.json", "checkpoints"
 
 LARGE = 100.0
-"""Root mean square of its parameters from which on a run counts as diverged."""
+"""A run whose parameters have at least this root mean square counts as diverged."""
 
 Observer = Callable[[int, dict[str, np.ndarray]], None]
 """Called with the updates done before and what a call gave, `[R, updates]` each."""
@@ -71,7 +71,7 @@ def carry_out(
       What they gave, which `where` then holds too; None if it was stopped before its end.
     """
     config, identity = runs[0], name(runs)
-    # A program has one width: runs that are missing are stood in for by the last one.
+    # A program has one width: the last run stands in for those that are missing.
     filled = [*runs, *[runs[-1]] * (program.width - len(runs))]
     inputs = jax.device_put(experiment.inputs(filled), program.sharding)
     where.mkdir(parents=True, exist_ok=True)
@@ -144,7 +144,7 @@ def _conclude(where: Path, result: Result) -> None:
 
 
 def _begin(program: Program, inputs: Any, where: Path, identity: str) -> Progress:
-    """The newest checkpoint, or the start: what is damaged or was of another width is made again.
+    """The newest checkpoint, or the start where it is damaged or of another width.
 
     Records of what comes after it are dropped.
     """
@@ -177,7 +177,7 @@ def _restored(program: Program, where: Path, update: int, state: Any) -> Progres
 
 
 def _rows(found: dict[str, np.ndarray], update: int, seconds: float) -> list[dict[str, Any]]:
-    """One record an update, with a list over runs of each metric."""
+    """One record for each update, with a list over runs for each metric."""
     num = found["env_steps"].shape[1]
     return [
         {"update": update + 1 + index, "seconds": seconds / num}

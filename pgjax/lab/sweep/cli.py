@@ -139,7 +139,7 @@ def _limits(
         return limits
     if sweep.search is not None:
         raise ValueError(
-            "launcher='ray' goes with designs; a search runs here, and several share a --storage"
+            "launcher='ray' goes with designs; searches run here, and several can share a --storage"
         )
     from pgjax.lab.sweep import ray_cluster
 

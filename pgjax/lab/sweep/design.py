@@ -19,7 +19,7 @@ from pgjax.lab.sweep.axes import Axis, Range
 from pgjax.lab.sweep.settings import DESIGNS, OPTIONS, SEARCHES, Sweep
 
 OF_DESIGNS = ("design", "configurations")
-"""What a search has no use for."""
+"""Options that a search does not use."""
 
 MOST_RUNS = 10**6
 """Runs of one sweep at most."""
@@ -178,7 +178,7 @@ def _leveled(name: str, axis: Axis) -> Axis:
 
 
 def _check_together(sweep: Sweep) -> None:
-    """Refuses options that would be looked at by nobody."""
+    """Refuses options that would have no effect."""
     idle = ("trials", "batch", "prune", "storage") if sweep.search is None else OF_DESIGNS
     goes_with = "a search" if sweep.search is None else "designs that are laid out beforehand"
     for field in dataclasses.fields(Sweep):

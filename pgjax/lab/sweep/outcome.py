@@ -82,7 +82,7 @@ def best(plan: Plan, found: xr.Dataset) -> tuple[Any, Any]:
 def _caveat(plan: Plan) -> str:
     """Scores at other values of the environment's parameters are scores of other tasks."""
     theirs = [x for x in map(axes.name_of, plan.sweep.axes) if x.startswith(ENV_PARAMS)]
-    return f"; {', '.join(theirs)} belongs to the task, and this is the easiest" if theirs else ""
+    return f"; tasks differ in {', '.join(theirs)}: this may be the easiest" if theirs else ""
 
 
 def _flat(plan: Plan, values: xr.DataArray) -> np.ndarray:

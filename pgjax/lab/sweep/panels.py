@@ -57,7 +57,7 @@ def finish(
 
 
 def centre(ranking: Ranking) -> str:
-    """What seeds are summed up by: IQM, or the mean where they are few."""
+    """What seeds are summarised by: the IQM, or the mean where they are few."""
     return statistics.centre_name(ranking.data.sizes["seed"])
 
 

@@ -70,7 +70,7 @@ def fit(
     """
     devices = tuple(devices[: min(num_runs, at_once or num_runs)])
     over = parallel.over_runs(experiment.build(config), parallel.block(config))
-    # Where nothing asks for less, a device may stand in for a run that is missing.
+    # Unless fewer are asked for, there may be more places than runs, as many on every device.
     most = at_once if at_once and at_once < num_runs else _rounded_up(num_runs, len(devices))
     width = _even(num_runs, most, len(devices))
     one = experiment.inputs([config])

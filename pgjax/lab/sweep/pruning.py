@@ -40,7 +40,7 @@ def check(plan: Plan) -> None:
             # Trials of one program are at different updates: no call can end early for one.
             raise ValueError(
                 f"prune=True needs num_updates to be a multiple of updates_per_call, and "
-                f"num_updates={num} is none of updates_per_call={at_once}"
+                f"num_updates={num} is not one of updates_per_call={at_once}"
             )
 
 

@@ -35,7 +35,7 @@ QUIET = {
 
 
 class Cluster(NamedTuple):
-    """What there is for tasks."""
+    """What a cluster has for tasks."""
 
     need: Need
     slots: int  # tasks at once
@@ -97,7 +97,7 @@ def check(address: str | None) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise ValueError(
-            f"ray_address={address!r} answers, but lets nobody in: {JOINED:g} s waited; {_HINT}"
+            f"ray_address={address!r} answers, but let nobody in within {JOINED:g} s; {_HINT}"
         ) from error
     if tried.returncode:
         reason = (tried.stderr.strip().splitlines() or ["no reason was given"])[-1]
@@ -226,8 +226,8 @@ def _slots(resources: Mapping[str, float], need: Need) -> int:
 
 
 _HINT = (
-    "it must be a Ray cluster (its client's port goes with ray://), and one that asks for a token "
-    "needs RAY_AUTH_MODE=token here"
+    "it must be a Ray cluster's (that of its client server goes with ray://); where the cluster "
+    "asks for a token, set RAY_AUTH_MODE=token"
 )
 
 _TRIAL = """

@@ -1,7 +1,7 @@
 """The chunks of a sweep as tasks of a Ray cluster: carried out by its workers, kept here.
 
-What a worker or a node takes with it when it goes is carried out again elsewhere. What has come
-back is on disk before it counts.
+A chunk that is lost with its worker or its node is carried out again elsewhere. A result is on disk
+before it counts.
 """
 
 import collections
@@ -94,7 +94,7 @@ def _result(ray: Any, reference: Any) -> Result:
 
 def _cancel(ray: Any, references: list[Any]) -> None:
     """Ends tasks: asks them first, so that they leave nothing behind."""
-    # Ray breaks down over a task that is cancelled as it ends.
+    # Ray fails over a task that is cancelled as it ends.
     _, left = ray.wait(references, num_returns=len(references), timeout=0)
     for reference in left:
         ray.cancel(reference)

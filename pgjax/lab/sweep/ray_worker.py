@@ -30,7 +30,7 @@ SETTINGS = (
     "jax_numpy_dtype_promotion",
     "jax_numpy_rank_promotion",
 )
-"""What of JAX's configuration programs depend on."""
+"""Settings of JAX that programs depend on."""
 
 
 class Need(NamedTuple):
@@ -109,7 +109,7 @@ def _program(config: Config, width: int, devices: tuple[Any, ...]) -> "Program":
     if key not in _programs:
         devices = devices[:width]
         whole = -(-width // len(devices)) * len(devices)
-        # What memory it takes was seen to in the plan.
+        # The plan has seen to the memory that it takes.
         _programs[key] = program.fit(
             config, num_runs=whole, devices=devices, memory_limit=sys.maxsize
         )

@@ -64,7 +64,7 @@ def write(dataset: xr.Dataset, output: Path) -> list[Path]:
     text += _befallen(rankings) + _provenance(dataset.attrs)
     for name, table in rows.items():
         directory.write(output / name, tables.as_csv(table, tables.COMPARED))
-    # The text comes last: where it stands, so does what it refers to.
+    # The text comes last: once it is there, so is all that it refers to.
     directory.write(output / "report.md", "\n\n".join(text) + "\n")
     return [output / "report.md", *(output / name for name in rows), *drawn]
 
@@ -96,7 +96,7 @@ def _introduction(dataset: xr.Dataset) -> list[str]:
         )
     score = (
         "The score of a run is the mean return of its final policy in fresh episodes. Seeds are "
-        "summed up by the interquartile mean (IQM; of fewer than four, the mean), with 95% "
+        "summarised by the interquartile mean (IQM; of fewer than four, the mean), with 95% "
         "intervals from a bootstrap over seeds (Agarwal et al. 2021)."
     )
     rows = [{"hyperparameter": name, **_tried(dataset[name], scales, name)} for name in swept]
@@ -153,7 +153,7 @@ def _best(ranking: Ranking) -> list[str]:
         return text
     warning = (
         f"It was chosen from {len(ranking.order)} by the same runs that it is scored by, so this "
-        "score is optimistic, and the interval does not know it. For a score without this "
+        "score is optimistic, and the interval does not allow for it. For a score without this "
         "selection effect, train the configuration again with seeds that no run here had."
     )
     other = scores.held_out(ranking)
@@ -169,7 +169,7 @@ def _configurations(ranking: Ranking) -> Iterator[str]:
     rows = tables.configurations(ranking)
     yield _shown(rows, ("env", "configuration"), "configurations.csv")
     if np.ptp(ranking.num_runs) > 0:
-        yield "Configurations with fewer scores than others stand behind them, whatever they score."
+        yield "Configurations with fewer scores than others rank behind them, whatever they score."
     if ranking.name == scores.ALL:
         yield tables.markdown(tables.metrics(ranking, MOST_ROWS))
 
@@ -178,11 +178,11 @@ def _comparisons(ranking: Ranking, compared: Sequence[Comparison]) -> Iterator[s
     first = compared[0]
     likely = (
         "The probability of improvement is how likely a run of the best scores more than a run of "
-        "the other, with a 95% bootstrap interval, which knows nothing of the choice of the best; "
+        "the other, with a 95% bootstrap interval, which ignores how the best was chosen; "
         "an interval without width says that these runs do not overlap, not that none ever would."
     )
     if first.test == tables.NO_TEST:
-        yield f"{likely} Tests stand with the single environments."
+        yield f"{likely} The tests are with the single environments."
     else:
         yield (
             f"Test: {first.test}, of the runs of the best against those of each other "

@@ -203,7 +203,7 @@ def logging_to(store: Store, plan: Plan) -> Iterator[Callable[[loggers.Rows], No
 def rows(
     plan: Plan, runs: Sequence[Index], update: int, found: dict[str, np.ndarray]
 ) -> list[dict[str, Any]]:
-    """What a call gave as records, one an update and run."""
+    """What a call gave as records, one for each update and run."""
     names = [
         {axes.name_of(key): axes.coordinate(x) for key, x in plan.configurations[index].items()}
         | {"seed": plan.sweep.base.seed + seed}

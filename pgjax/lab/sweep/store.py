@@ -19,7 +19,7 @@ SHARE = 0.05
 
 
 class Store(NamedTuple):
-    """Where a sweep keeps what it leaves."""
+    """The files of a sweep."""
 
     SWEEP, WIDTHS = "sweep.yaml", "widths.json"
 
@@ -37,7 +37,7 @@ class Store(NamedTuple):
 
     @property
     def chunks(self) -> Path:
-        """One folder a chunk: its records as they come in, its results once it is finished."""
+        """One folder for each chunk: records as they come in, results once it is finished."""
         return self.path / "chunks"
 
     @property

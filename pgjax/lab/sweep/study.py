@@ -15,7 +15,7 @@ from pgjax.lab.sweep.design import Values
 from pgjax.lab.sweep.settings import Sweep
 
 WORKER = "worker"
-"""Attribute of a trial that names the directory it is carried out in, the last that it is given."""
+"""Attribute of a trial that names the directory it is carried out in; the last to be set."""
 
 
 class Trial(NamedTuple):
@@ -87,7 +87,7 @@ def ask(study: Any, sweep: Sweep, where: Path, num: int) -> None:
 
 
 def _num_had(study: Any, before: int | None = None) -> int:
-    """Trials so far, or before a number, that were not given up while they were asked for."""
+    """Trials so far, or before a number, but for those given up while they were asked for."""
     failed = _states().FAIL
     found = study.get_trials(deepcopy=False)[:before]
     return sum(trial.state != failed or WORKER in trial.user_attrs for trial in found)

@@ -319,7 +319,7 @@ def test_nothing_at_an_address(named, monkeypatch):
 def test_something_else_at_an_address(monkeypatch):
     monkeypatch.setattr(ray_cluster, "JOINED", 2.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        with pytest.raises(ValueError, match="answers, but lets nobody in"):
+        with pytest.raises(ValueError, match="answers, but let nobody in within 2 s"):
             ray_cluster.check(f"127.0.0.1:{server.getsockname()[1]}")
 
 
