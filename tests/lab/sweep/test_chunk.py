@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import jax
 import numpy as np
@@ -180,6 +181,19 @@ def test_a_chunk_that_is_narrower_than_its_program_can_be_stopped_at_any_call(on
         assert chunks.read(tmp_path / "stopped") is None
     assert checkpoints.updates(tmp_path / "stopped" / "checkpoints") == [8, 4]
     assert contents(one("stopped")) == contents(whole)
+
+
+def test_records_of_a_chunk_are_on_disk_before_its_checkpoint(one, tmp_path, monkeypatch):
+    synced, save = [], checkpoints.save
+    monkeypatch.setattr(records.os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
+
+    def saving(*args, **kwargs):
+        assert synced == [(tmp_path / "stopped" / "metrics.jsonl").stat().st_size]
+        return save(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoints, "save", saving)
+    assert one("stopped", calls=1) is None
+    assert synced
 
 
 def _lines(edit):
