@@ -1,7 +1,6 @@
 """Audits of estimators along a training run: bias, variance and cost at its checkpoints."""
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -142,10 +141,9 @@ def carry_out(ready: Plan) -> xr.Dataset:
     if seeds > 1:
         print(f"seed: {seed}, the first of {seeds}; the others are not audited")
     ready.output.mkdir(parents=True, exist_ok=True)
-    part = ready.output / f".{DATA}.part"
-    data.to_netcdf(part, engine="h5netcdf")
-    audit_plots.along_training(data, ready.output / FIGURE)
-    part.replace(ready.output / DATA)
+    with directory.whole(ready.output / DATA) as part:
+        data.to_netcdf(part, engine="h5netcdf")
+        audit_plots.along_training(data, ready.output / FIGURE)
     print(f"{ready.output}: {DATA}, {FIGURE}")
     return data
 
@@ -164,11 +162,7 @@ def _check(choices: Choices, output: Path) -> None:
         raise ValueError(f"estimators={','.join(choices.estimators)!r} names one twice")
     if (output / DATA).exists():
         raise ValueError(f"output={str(output)!r} holds an audit already; choose another")
-    for folder in (output, *output.parents):
-        if folder.exists():
-            if not folder.is_dir() or not os.access(folder, os.W_OK):
-                raise ValueError(f"output={str(output)!r} cannot be written to")
-            return
+    directory.writable("output", output)
 
 
 def _gradient_fn(setting: Setting, config: Config, choices: Choices, estimator: Estimator):

@@ -70,11 +70,18 @@ def vacant(config: Config) -> None:
             f"run directory {parent / config.name} exists; choose another --name, or continue it "
             f"with --resume {parent / config.name}"
         )
-    for folder in (parent, *parent.parents):
-        if folder.exists():
-            if not folder.is_dir() or not os.access(folder, os.W_OK):
-                raise ValueError(f"directory={config.directory!r} cannot be written to")
-            return
+    writable("directory", parent)
+
+
+def writable(argument: str, path: Path) -> None:
+    """Refuses a directory that cannot be written to, or cannot be made.
+
+    Raises:
+      ValueError: names the argument and the directory.
+    """
+    nearest = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(f"{argument}={str(path)!r} cannot be written to")
 
 
 def create(config: Config) -> Directory:

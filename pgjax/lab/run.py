@@ -62,7 +62,7 @@ def start(config: Config, *, devices: int | None = None, memory_limit: int | Non
     Args:
       config: what the run is.
       devices: how many it may use; None takes all.
-      memory_limit: bytes that its programs may take; None lets them take what they do.
+      memory_limit: bytes that its programs may take; None sets no limit.
 
     Raises:
       ValueError: a choice that cannot be, or a directory that exists; nothing is written then.
@@ -94,7 +94,7 @@ def resume(path: str | Path, *, devices: int | None = None, memory_limit: int | 
     Args:
       path: directory of the run.
       devices: how many it may use; None takes all.
-      memory_limit: bytes that its programs may take; None lets them take what they do.
+      memory_limit: bytes that its programs may take; None sets no limit.
 
     Raises:
       ValueError: there is no run, another process follows it, its checkpoints are not its own,
