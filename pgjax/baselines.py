@@ -61,7 +61,16 @@ def time_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
 def standardise(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """The baseline whose subtraction standardises: x - b = (x - mean) / std, over live entries.
 
-    Biased: it rescales the gradient by a random factor and sees the row it is subtracted from.
+    Biased, as `standardised` says. Where x is large, its subtraction rounds (x - mean) / std to
+    nothing: who wants that takes `standardised` itself.
+    """
+    return x - standardised(x, mask)
+
+
+def standardised(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """What the baseline `standardise` leaves: (x - mean) / std, over live entries.
+
+    Biased as a weight: it rescales the gradient by a random factor and sees the row it weighs.
     A batch without spread has zero weights, so that nothing is learned from it.
     """
     mask = jnp.ones_like(x) if mask is None else mask
@@ -70,7 +79,7 @@ def standardise(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     centred = x - jnp.sum(mask * x) / count
     std = jnp.sqrt(jnp.sum(mask * centred**2) / count)
     spread = std > 1e-6 * jnp.sqrt(jnp.sum(mask * x**2) / count)
-    return x - jnp.where(spread, centred / jnp.where(spread, std, 1), 0)
+    return jnp.where(spread, centred / jnp.where(spread, std, 1), 0)
 
 
 BATCH = {

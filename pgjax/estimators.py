@@ -267,7 +267,7 @@ def psi(estimator: Estimator, steps: Steps, hyper: Hyper) -> jax.Array:
     check_rows(estimator, steps.reward.shape[0])
     steps = _cleared(steps)
     form = FORMS[estimator.form](steps, hyper)
-    weight = steps.mask * (form - _baseline(estimator, form, steps, hyper))
+    weight = steps.mask * _relative(estimator, form, steps, hyper)
     if estimator.form == "total_return":
         return weight
     return weight * state_weight(estimator, steps, hyper)
@@ -318,12 +318,16 @@ def check_hyper(hyper: Hyper) -> None:
     checks.within("entropy_cost", hyper.entropy_cost, -float("inf"), float("inf"))
 
 
-def _baseline(estimator, form, steps, hyper):
+def _relative(estimator, form, steps, hyper):
+    """The form less its baseline."""
+    if estimator.baseline == "standardise":
+        # By subtraction, its digits would be lost in those of the form.
+        return baselines.standardised(form, steps.mask)
     if estimator.baseline == "value" and estimator.form in ADVANTAGES:
-        return jnp.zeros_like(form)
+        return form
     if estimator.baseline == "constant":
-        return constant(form, steps, hyper.constant)
-    return BASELINES[estimator.baseline](form, steps)
+        return form - constant(form, steps, hyper.constant)
+    return form - BASELINES[estimator.baseline](form, steps)
 
 
 def _cleared(steps: Steps) -> Steps:

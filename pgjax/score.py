@@ -101,7 +101,7 @@ def score_function_gradient(
     Ranganath et al. 2014 for variational inference.
     """
     checks.at_least("num_samples", num_samples, 1)
-    subtracted = _baseline(baseline, num_samples)
+    relative = _relative(baseline, num_samples)
 
     def gradient_fn(key, params):
         keys = jax.random.split(key, num_samples)
@@ -109,9 +109,8 @@ def score_function_gradient(
 
         def loss(params):
             value = jax.vmap(objective, (None, 0))(params, x)
-            weight = value - subtracted(value)
             log_probs = jax.vmap(log_prob, (None, 0))(params, x)
-            return surrogate(log_probs, weight) + jnp.mean(value), value
+            return surrogate(log_probs, relative(value)) + jnp.mean(value), value
 
         gradient, value = jax.grad(loss, has_aux=True)(params)
         return gradient, {"objective": jnp.mean(value), "objective_std": jnp.std(value)}
@@ -119,14 +118,18 @@ def score_function_gradient(
     return gradient_fn
 
 
-def _baseline(
+def _relative(
     baseline: str | Callable[[jax.Array], jax.Array] | None, num_samples: int
 ) -> Callable[[jax.Array], jax.Array]:
+    """Objectives `[N]` less their baseline."""
     if baseline is None:
-        return baselines.zero
+        return lambda x: x
     if not isinstance(baseline, str):
-        return baseline
+        return lambda x: x - baseline(x)
     checks.choice("baseline", baseline, baselines.BATCH)
     if baseline in baselines.COUPLED:
         checks.at_least("num_samples", num_samples, 2, f"baseline {baseline!r} needs others")
-    return baselines.BATCH[baseline]
+    if baseline == "standardise":
+        return baselines.standardised  # subtraction would lose its digits in those of x
+    named = baselines.BATCH[baseline]
+    return lambda x: x - named(x)

@@ -574,3 +574,15 @@ def test_a_new_baseline_is_not_called_unbiased_before_somebody_says_so(monkeypat
 def test_an_entropy_bonus_is_called_biased():
     hyper = estimators.Hyper(1.0, entropy_cost=0.1)
     assert not estimators.is_unbiased(estimators.estimator(), hyper)[0]
+
+
+def test_standardised_weights_are_the_same_at_any_scale_of_the_rewards():
+    """In single precision too, where (x - mean) / std is less than a digit of x."""
+    reward = np.random.default_rng(0).normal(3.0, 1.0, size=(4, HORIZON)).astype(np.float32)
+    choice = estimator(baseline="standardise", state_weighting="uniform")
+    with jax.enable_x64(False):
+        zeros = jnp.zeros(reward.shape)
+        steps = Steps(reward, zeros, zeros, zeros, zeros, zeros + 1)
+        small, large = (psi(choice, steps._replace(reward=x * reward), GENERIC) for x in (1, 2**30))
+    np.testing.assert_array_equal(small, large)
+    np.testing.assert_allclose(np.std(large), 1, rtol=1e-5)

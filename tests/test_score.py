@@ -162,6 +162,17 @@ def test_magic_box_has_every_derivative_where_the_surrogate_has_one():
     assert abs(second(plain) - exact) > 0.05
 
 
+def test_a_standardised_gradient_is_the_same_at_any_scale_of_the_objective():
+    def gradient(scale):
+        objective = lambda params, x: jax.lax.stop_gradient(scale * quadratic(params, x))
+        gradient_fn = score.score_function_gradient(
+            sample, log_prob, objective, num_samples=4, baseline="standardise"
+        )
+        return gradient_fn(jax.random.key(1), PARAMS)[0]
+
+    assert gradient(1.0) == gradient(2.0**30) and abs(gradient(1.0)["loc"]) > 0.1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
