@@ -25,11 +25,18 @@ def choice(argument: str, value: str, allowed: Collection[str]) -> None:
 
 
 def at_least(argument: str, value: int, least: int, reason: str = "") -> None:
-    """Raises `ValueError` unless `value` is a whole number of at least `least`."""
-    whole = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not (whole and math.isfinite(value) and int(value) == value and value >= least):
+    """Raises `ValueError` unless `value` is a whole number, of an integer type, from `least` on."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not (whole and value >= least):
+        kind = " (an int)" if isinstance(value, float | np.floating) else ""
         because = f" ({reason})" if reason else ""
-        raise ValueError(f"{argument}={value!r} must be a whole number >= {least}{because}")
+        raise ValueError(f"{argument}={value!r} must be a whole number{kind} >= {least}{because}")
+
+
+def as_whole(value: Any) -> Any:
+    """A known number of any dtype as an int where it is whole; else as it is, for `at_least`."""
+    number = np.asarray(value).tolist()
+    return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
 def within(argument: str, value: Any, low: float, high: float) -> None:

@@ -313,7 +313,7 @@ def check_hyper(hyper: Hyper) -> None:
     checks.within("n", hyper.n, 1, float("inf"))
     if not checks.is_traced(hyper.n):
         for n in np.ravel(hyper.n).tolist():
-            checks.at_least("n", n, 1)
+            checks.at_least("n", checks.as_whole(n), 1)
     checks.within("constant", hyper.constant, -float("inf"), float("inf"))
     checks.within("entropy_cost", hyper.entropy_cost, -float("inf"), float("inf"))
 

@@ -254,5 +254,6 @@ def _num_steps(n: Any, limit: int) -> int | jax.Array:
     """Returns n as an integer of at most `limit`: a static loop bound if n is concrete."""
     if checks.is_traced(n):
         return jnp.minimum(jnp.round(n), limit).astype(jnp.int32)
+    n = checks.as_whole(n)
     checks.at_least("n", n, 1)
-    return int(min(n, limit))
+    return min(n, limit)

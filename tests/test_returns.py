@@ -341,6 +341,13 @@ def test_n_step_rejects_a_concrete_bad_n(n):
         returns.n_step_return(jnp.ones(T), jnp.ones(T), 0.9, n)
 
 
+@pytest.mark.parametrize("n", [2.0, np.float64(2), jnp.float32(2), jnp.int32(2)])
+def test_a_concrete_n_may_be_of_any_dtype(n):
+    inputs = arguments(returns.n_step_return, 0)
+    expected = returns.n_step_return(**inputs | {"n": 2})
+    np.testing.assert_array_equal(returns.n_step_return(**inputs | {"n": n}), expected)
+
+
 def test_n_may_be_a_traced_float():
     inputs = arguments(returns.n_step_return, 0)
     del inputs["n"]

@@ -178,6 +178,7 @@ def test_a_standardised_gradient_is_the_same_at_any_scale_of_the_objective():
     [
         ({"num_samples": 0}, "num_samples=0"),
         ({"num_samples": 1}, "num_samples=1"),
+        ({"num_samples": 1e3}, r"num_samples=1000.0 must be a whole number \(an int\) >= 1"),
         ({"num_samples": 4, "baseline": "leave_on_out"}, "did you mean 'leave_one_out'"),
     ],
 )
