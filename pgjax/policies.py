@@ -250,15 +250,34 @@ def tabular_value(num_states: int, *, num_actions: int | None = None) -> ValueFu
 
 
 class Greedy(NamedTuple):
-    """All of a distribution's mass on its mode."""
+    """All of a distribution's mass on its mode.
+
+    Where x is a whole number, log P(x) is 0 at the mode and -inf elsewhere, and NaN where the
+    distribution gives NaN. A continuous one has no density left: its log-probability is 0, and
+    good for nothing but acting.
+    """
 
     distribution: Any
+
+    @property
+    def probs(self):
+        """Probabilities in the shape of those of the distribution, which has to be finite."""
+        probs, mode = self.distribution.probs, self.mode()
+        if probs.ndim == mode.ndim:  # of a one
+            return mode.astype(probs.dtype)
+        return jax.nn.one_hot(mode, probs.shape[-1], dtype=probs.dtype)
 
     def sample(self, key):
         return self.distribution.mode()
 
     def log_prob(self, x):
-        return jnp.zeros(self.distribution.batch_shape)
+        if self.support is not None:
+            return jnp.zeros(self.batch_shape)
+        log_prob, mode = self.distribution.log_prob(x), self.mode()
+        event = tuple(range(len(self.batch_shape) - mode.ndim, 0))
+        at_mode = jnp.all(jnp.equal(*jnp.broadcast_arrays(x, mode)), axis=event)
+        known = jnp.where(at_mode, 0, -jnp.inf).astype(log_prob.dtype)
+        return jnp.where(jnp.isnan(log_prob), jnp.nan, known)
 
     def entropy(self):
         return jnp.zeros(self.distribution.batch_shape)

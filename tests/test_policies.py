@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pgjax import environments, policies
+from pgjax import distributions, environments, policies
 
 CONTINUOUS = "PointRobot-misc"
 FITS = [
@@ -68,6 +68,38 @@ def test_tabular_params_are_logits():
     params = params.at[1].set(jnp.array([0.0, jnp.log(3.0)]))
     _, distribution = policy.step(params, (), jnp.int32(1))
     np.testing.assert_allclose(distribution.probs, [0.25, 0.75], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "x", "probs"),
+    [
+        (distributions.categorical(jnp.array([[0.0, 2.0, 1.0]])), [[0], [1], [2]], [[0, 1, 0]]),
+        (distributions.bernoulli(jnp.array([-1.0])), [[1], [0]], [0]),
+        (
+            distributions.independent(distributions.bernoulli(jnp.array([[2.0, -3.0]]))),
+            [[[1, 1]], [[1, 0]], [[0, 0]]],
+            None,
+        ),
+    ],
+)
+def test_all_mass_of_a_greedy_policy_is_on_the_mode(distribution, x, probs):
+    greedy = policies.Greedy(distribution)
+    found = greedy.log_prob(jnp.array(x))
+    np.testing.assert_array_equal(found, [[-np.inf], [0], [-np.inf]][: len(x)])
+    if probs is not None:
+        np.testing.assert_array_equal(greedy.probs, probs)
+
+
+def test_a_greedy_policy_has_no_probability_outside_the_table():
+    policy = policies.greedy(policies.tabular(2, 2))
+    greedy = policy.unroll(jnp.eye(2), (), jnp.array([1, 2]), jnp.zeros(2, bool))
+    np.testing.assert_array_equal(greedy.log_prob(jnp.array([2, 0])), [np.nan, np.nan])
+
+
+def test_a_greedy_continuous_policy_has_no_density():
+    greedy = policies.Greedy(distributions.normal(jnp.zeros(3), 1.0))
+    np.testing.assert_array_equal(greedy.log_prob(jnp.ones(3)), np.zeros(3))
+    assert not hasattr(greedy, "probs")
 
 
 def test_initial_log_std_is_in_units_of_half_the_range():

@@ -102,6 +102,19 @@ def test_within_a_horizon_against_every_trajectory(name):
         check_curvature(found, fisher, objective, flat)
 
 
+def test_greedily_is_with_all_probability_on_the_best_action():
+    case = cases()["tabular"]
+    certain = jnp.where(case.params == jnp.max(case.params, axis=1, keepdims=True), 0.0, -jnp.inf)
+    value = lambda policy, params: exact.expected_return(
+        case.mdp, policy, params, Hyper(0.8), horizon=case.horizon
+    )
+    greedy = policies.greedy(case.policy)
+    found, gradient = jax.jit(jax.value_and_grad(lambda params: value(greedy, params)))(case.params)
+    close(found, value(case.policy, certain))
+    close(value(greedy, case.params), found)
+    assert np.all(np.asarray(gradient) == 0)
+
+
 def check_values(found, problem, paths, discount):
     """V_t(s) and Q_t(s, a) are the mean return from there on, in the states that are visited."""
     value = enumeration.values(problem, discount)
