@@ -78,8 +78,8 @@ def standardised(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     count = jnp.maximum(jnp.sum(mask), 1)
     centred = x - jnp.sum(mask * x) / count
     std = jnp.sqrt(jnp.sum(mask * centred**2) / count)
-    spread = std > 1e-6 * jnp.sqrt(jnp.sum(mask * x**2) / count)
-    return jnp.where(spread, centred / jnp.where(spread, std, 1), 0)
+    flat = std <= 1e-6 * jnp.sqrt(jnp.sum(mask * x**2) / count)  # never of NaN, which stays
+    return jnp.where(flat, 0, centred / jnp.where(flat, 1, std))
 
 
 BATCH = {
