@@ -100,9 +100,10 @@ def _(primals, tangents):
     copy = jax.lax.optimization_barrier if backends.current().copy_transposes else lambda x: x
     if kernel.shape[1] < kernel.shape[0]:
         rows = (((1,), (x.ndim - 1,)), ((), ()))
-        of_kernel = copy(jax.lax.dot_general(copy(kernel_dot.T), x, rows)).T
+        of_kernel = jnp.moveaxis(copy(jax.lax.dot_general(copy(kernel_dot.T), x, rows)), 0, -1)
     else:
-        of_kernel = jax.lax.dot_general(copy(x.T), kernel_dot, (((0,), (0,)), ((), ())))
+        first = copy(jnp.moveaxis(x, -1, 0))
+        of_kernel = jax.lax.dot_general(first, kernel_dot, (((0,), (0,)), ((), ())))
     if kernel.shape[1] > NARROW:
         of_x = x_dot @ kernel
     else:

@@ -162,7 +162,7 @@ def test_bad_network(kwargs, message):
 
 
 @pytest.mark.parametrize("outputs", [2, 4, 5])  # narrower than what goes in, wider, not few
-@pytest.mark.parametrize("shape", [(3,), (5, 3)])
+@pytest.mark.parametrize("shape", [(3,), (5, 3), (2, 5, 3)])
 def test_the_product_has_all_the_derivatives_of_one(shape, outputs):
     key = jax.random.key(0)
     x, kernel = jax.random.normal(key, shape), jax.random.normal(key, (3, outputs))
