@@ -43,7 +43,7 @@ def over_rows(
         # As one vector: with several arrays, the devices would wait for each other at each.
         flat, restore = ravel_pytree(jax.tree.map(_as_floats, out))
         means = restore(jax.lax.pmean(flat, AXIS))
-        of_all = lambda x, mean: _summed(mean, mesh.size) if _whole(x) else mean
+        of_all = lambda x, mean: _summed(mean, mesh.shape[AXIS]) if _whole(x) else mean
         return jax.tree.map(of_all, out, means)
 
     def call(whole: Any, *rows: Any) -> Any:

@@ -79,6 +79,12 @@ with jax.enable_x64(False):
     total, mean = jax.jit(sharding.over_rows(both, mesh, mean=True))((), rows)
     assert (total.dtype, int(total), float(mean)) == (rows.dtype, 2**30 + 28, 3.5)
 
+# Rows may be shared out over one axis of a mesh with others.
+square = jax.sharding.Mesh(np.reshape(jax.devices()[:4], (2, 2)), (sharding.AXIS, "models"))
+sums = lambda _, rows: (jnp.sum(rows), jnp.mean(1.0 * rows))
+total, mean = jax.jit(sharding.over_rows(sums, square, mean=True))((), jnp.arange(8))
+assert (int(total), float(mean)) == (28, 3.5)
+
 # An audit compiles its program once, wherever what it has summed so far lies.
 messages, handler = [], logging.Handler()
 handler.emit = lambda record: messages.append(record.getMessage())
