@@ -178,6 +178,14 @@ def test_bad_mdp(change, message):
         environments.tabular_mdp(two_states()._replace(**change))
 
 
+@pytest.mark.parametrize("max_steps", [0, 2.5])
+def test_bad_time_limit(max_steps):
+    with pytest.raises(ValueError, match="max_steps="):
+        environments.tabular_mdp(two_states(), max_steps=max_steps)
+    with pytest.raises(ValueError, match="max_steps="):
+        environments.short_corridor(max_steps)
+
+
 def test_mdp_observes_an_int32_index_and_keeps_its_arrays():
     env = environments.tabular_mdp(two_states())
     obs, _ = env.reset(jax.random.key(0), env.default_params)

@@ -16,6 +16,9 @@ def short_corridor(max_steps: int = 1000) -> TabularMDP:
 
     Args:
       max_steps: time limit; a policy near always left or right would go on for ever.
+
+    Raises:
+      ValueError: `max_steps` below one.
     """
     goal = 3
     transition = np.zeros((4, 2, 4))

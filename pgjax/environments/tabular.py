@@ -9,6 +9,8 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
+from pgjax import checks
+
 UNLIMITED = int(np.iinfo(np.int32).max)
 
 
@@ -113,10 +115,12 @@ def tabular_mdp(mdp: MDP, *, name: str = "TabularMDP", max_steps: int | None = N
       max_steps: time limit, after which an episode is truncated; none by default.
 
     Raises:
-      ValueError: shapes that do not fit, probabilities that are negative or do not sum to one, or
-        an episode that could start in a terminal state.
+      ValueError: shapes that do not fit, probabilities that are negative or do not sum to one, an
+        episode that could start in a terminal state, or `max_steps` below one.
     """
     check_mdp(mdp)
+    if max_steps is not None:
+        checks.at_least("max_steps", max_steps, 1)
     return TabularMDP(mdp, name, max_steps)
 
 
