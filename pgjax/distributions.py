@@ -100,7 +100,8 @@ class Bernoulli(NamedTuple):
         return x
 
     def log_prob(self, x):
-        return jax.nn.log_sigmoid(jnp.where(x == 1, self.logits, -self.logits))
+        logits = jnp.where(x == 1, self.logits, -self.logits)
+        return jnp.where((x == 0) | (x == 1), jax.nn.log_sigmoid(logits), jnp.nan)
 
     def entropy(self):
         heads, tails = jax.nn.log_sigmoid(self.logits), jax.nn.log_sigmoid(-self.logits)

@@ -157,10 +157,7 @@ def tabular(num_states: int, num_actions: int) -> Policy:
     checks.at_least("num_actions", num_actions, 1)
     return memoryless(
         init=lambda key, obs: jnp.zeros((num_states, num_actions)),
-        # Past the table there are no logits; JAX's own indexing would take the last ones.
-        apply=lambda params, obs: distributions.categorical(
-            params.at[obs].get(mode="fill", fill_value=jnp.nan)
-        ),
+        apply=lambda params, obs: distributions.categorical(_row(params, obs)),
     )
 
 
@@ -246,8 +243,13 @@ def tabular_value(num_states: int, *, num_actions: int | None = None) -> ValueFu
     shape = (num_states,) if num_actions is None else (num_states, num_actions)
     return ValueFunction(
         init=lambda key, obs: jnp.zeros(shape),
-        apply=lambda params, obs: params[obs],
+        apply=_row,
     )
+
+
+def _row(table, index):
+    # Past the table there is nothing; JAX's own indexing would take its last row.
+    return table.at[index].get(mode="fill", fill_value=jnp.nan)
 
 
 class Greedy(NamedTuple):

@@ -457,3 +457,12 @@ def test_an_index_that_there_is_not_scores_nan(x):
     log_prob = distributions.categorical(jnp.array([0.3, -1.2, 1.0])).log_prob
     assert jnp.isnan(log_prob(x))
     np.testing.assert_array_equal(jnp.isnan(log_prob(jnp.array([0, x, 2]))), [False, True, False])
+
+
+@pytest.mark.parametrize("x", [-1, 2, 0.5])
+def test_a_coin_that_shows_no_side_scores_nan(x):
+    log_prob = lambda logits: distributions.bernoulli(logits).log_prob(jnp.array([0, x, 1]))
+    found = log_prob(jnp.array([0.3, 0.3, 1.0]))
+    np.testing.assert_array_equal(jnp.isnan(found), [False, True, False])
+    slope = jax.grad(lambda logits: jnp.nansum(log_prob(logits)))(jnp.zeros(3))
+    np.testing.assert_allclose(slope, [-0.5, 0, 0.5])

@@ -127,6 +127,14 @@ def test_value_functions(kind):
     assert value.apply(value.init(jax.random.key(0), obs), obs).shape == ()
 
 
+@pytest.mark.parametrize("num_actions", [None, 2])
+def test_what_is_not_in_a_table_has_no_value(num_actions):
+    value = policies.tabular_value(3, num_actions=num_actions)
+    table = value.init(jax.random.key(0), jnp.int32(0))
+    assert jnp.all(jnp.isnan(value.apply(table, jnp.int32(3))))
+    assert jnp.all(value.apply(table, jnp.int32(2)) == 0)
+
+
 def test_everything_is_float64_with_x64():
     with jax.enable_x64(True):
         policy, params, obs, _ = build("mlp", "normal", "MountainCarContinuous-v0")
