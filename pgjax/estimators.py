@@ -270,22 +270,23 @@ def psi(estimator: Estimator, steps: Steps, hyper: Hyper) -> jax.Array:
     weight = steps.mask * _relative(estimator, form, steps, hyper)
     if estimator.form == "total_return":
         return weight
-    return weight * state_weight(estimator, steps, hyper)
+    return weight * state_weight(estimator.state_weighting, steps, hyper)
 
 
-def state_weight(estimator: Estimator, steps: Steps, hyper: Hyper) -> jax.Array:
+def state_weight(state_weighting: str, steps: Steps, hyper: Hyper) -> jax.Array:
     """How much the visit at each step counts, `[N, T]`: gamma^t, or one.
 
     w_t = 1 where an episode starts,    w_t = gamma w_{t-1} after that
     """
-    if estimator.state_weighting == "uniform":
-        return jnp.ones_like(steps.reward)
+    ones = jnp.ones(steps.reward.shape, jnp.result_type(steps.reward, float))
+    if state_weighting == "uniform":
+        return ones
 
     def follow(weight, starts):
         weight = jnp.where(starts, 1, hyper.discount * weight).astype(weight.dtype)
         return weight, weight
 
-    return jax.lax.scan(follow, jnp.ones_like(steps.reward[:, 0]), _starts(steps).T)[1].T
+    return jax.lax.scan(follow, ones[:, 0], _starts(steps).T)[1].T
 
 
 def value_target(estimator: Estimator, steps: Steps, hyper: Hyper) -> jax.Array:

@@ -218,6 +218,17 @@ def test_numpy_trajectories_are_welcome():
     )
 
 
+def test_rewards_may_be_integers():
+    """An entropy bonus weighs its steps by gamma^t all the same."""
+    *_, (env, env_params, policy, _, chosen) = cartpole()
+    params = policy.init(KEY, jnp.zeros(4))
+    trajectory = roll(env, env_params, policy, params, 4, 10)
+    options = {"policy": policy, "estimator": chosen, "hyper": Hyper(entropy_cost=0.5)}
+    gradient = gradients.trajectory_gradient(params, trajectory, **options)
+    counted = trajectory._replace(reward=trajectory.reward.astype(jnp.int32))
+    assert_trees_close(gradients.trajectory_gradient(params, counted, **options), gradient)
+
+
 def test_hyperparameters_can_be_vmapped():
     env, env_params = environments.make("CartPole-v1")
     policy = policies.make("linear", env, env_params)

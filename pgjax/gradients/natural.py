@@ -17,7 +17,7 @@ from pgjax.gradients.policy import (
     policy_part,
 )
 from pgjax.gradients.samples import READ, Term, accumulate, policy_samples
-from pgjax.gradients.value import visits
+from pgjax.gradients.value import step_weights
 from pgjax.policies import Params, Policy, ValueFunction
 from pgjax.rollout import Trajectory
 from pgjax.score import GradientFn
@@ -109,7 +109,7 @@ def natural_gradient(
             chunk_size,
             means=episode_means,
         )
-        weight = visits(estimator.state_weighting, trajectory, hyper)
+        weight = step_weights(estimator.state_weighting, trajectory, hyper)
         fisher = fisher_product(own, trajectory, weight, policy, chunk_size)
         damped = lambda x: _add(fisher(x), damping, x)
         natural, residual = conjugate_gradients(

@@ -12,12 +12,7 @@ from pgjax.batching import expand
 from pgjax.distributions import Distribution
 from pgjax.estimators import Estimator, Hyper
 from pgjax.gradients.samples import READ, Term, accumulate, policy_samples
-from pgjax.gradients.value import (
-    make_steps,
-    regression,
-    values,
-    visits,
-)
+from pgjax.gradients.value import make_steps, regression, step_weights, values
 from pgjax.policies import Params, Policy, ValueFunction, values_of_batch
 from pgjax.rollout import Trajectory
 from pgjax.score import GradientFn, Metrics
@@ -279,7 +274,7 @@ def entropy_bonus(state_weighting: str, trajectory: Trajectory, hyper: Hyper) ->
     """Weight of the entropy at each step, `[N, T]`, or None where it is known to be zero."""
     if not checks.is_traced(hyper.entropy_cost) and float(hyper.entropy_cost) == 0:
         return None
-    return hyper.entropy_cost * visits(state_weighting, trajectory, hyper)
+    return hyper.entropy_cost * step_weights(state_weighting, trajectory, hyper)
 
 
 def episode_means(trajectory: Trajectory, hyper: Hyper) -> Metrics:

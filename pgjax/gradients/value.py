@@ -59,6 +59,11 @@ def make_steps(
         raise ValueError(f"{'+'.join(estimator[:2])} needs value, [N, T]")
     if next_value is None and estimator.form in estimators.BOOTSTRAPPING:
         raise ValueError(f"form={estimator.form!r} needs next_value, [N, T]")
+    return _steps(trajectory, value, next_value)
+
+
+def _steps(trajectory, value=None, next_value=None):
+    """Steps whose values, where there are none, are zero."""
     zeros = jnp.zeros_like(trajectory.reward)
     return Steps(
         reward=trajectory.reward,
@@ -70,10 +75,9 @@ def make_steps(
     )
 
 
-def visits(state_weighting: str, trajectory: Trajectory, hyper: Hyper) -> jax.Array:
+def step_weights(state_weighting: str, trajectory: Trajectory, hyper: Hyper) -> jax.Array:
     """How much each step counts, `[N, T]`: its state weight while the row is live, then zero."""
-    weighted = Estimator("reward_to_go", "none", state_weighting)
-    weight = estimators.state_weight(weighted, make_steps(weighted, trajectory), hyper)
+    weight = estimators.state_weight(state_weighting, _steps(trajectory), hyper)
     return (trajectory.mask > 0) * weight
 
 
