@@ -30,7 +30,9 @@ def init(
     """State before the first step.
 
     Args:
-      key: for the state of the gradient, where it has one.
+      key: for the state of the gradient, where it has one. Not the key of the run, but another
+        split off beforehand: `jax.random.split(key, n)[i]` is `fold_in(key, i)` in JAX's default
+        generator, and so may be the key of a step.
       params: where to start.
       optimizer: any optax transformation.
       gradient_fn: needed only where the gradient carries state.
@@ -69,7 +71,11 @@ def step(
     Returns:
       The next state, and the gradient's metrics with `gradient_norm`, `param_norm` (after the
       step) and `finite` (bool).
+
+    Raises:
+      ValueError: a state made without the gradient, of a gradient that carries something.
     """
+    _check_state(key, state, gradient_fn)
     key = jax.random.fold_in(key, state.step)
     gradient, gradient_state, metrics = _lift(gradient_fn).step(
         key, state.params, state.gradient_state
@@ -110,6 +116,16 @@ def train(
         return step(key, state, gradient_fn, optimizer)
 
     return jax.lax.scan(scan_step, state, length=num_steps)
+
+
+def _check_state(key, state, gradient_fn):
+    if not isinstance(gradient_fn, StatefulGradientFn) or jax.tree.leaves(state.gradient_state):
+        return
+    if jax.tree.leaves(jax.eval_shape(gradient_fn.init, key, state.params)):
+        raise ValueError(
+            f"gradient_state={state.gradient_state!r} is not what gradient_fn carries; make the "
+            f"state with train.init(key, params, optimizer, gradient_fn)"
+        )
 
 
 def _lift(gradient_fn: GradientFn | StatefulGradientFn) -> StatefulGradientFn:

@@ -98,6 +98,19 @@ def test_state_is_carried():
     assert state.gradient_state == 4
 
 
+def test_a_state_made_without_the_gradient_is_refused():
+    counting = train.StatefulGradientFn(
+        init=lambda key, params: jnp.float32(0.0),
+        step=lambda key, params, state: (params, state + 1, {}),
+    )
+    with pytest.raises(ValueError, match="train.init.*gradient_fn"):
+        run(start(), 1, counting)
+    empty = train.StatefulGradientFn(
+        init=lambda key, params: (), step=lambda key, params, state: (params, state, {})
+    )
+    assert run(start(), 1, empty)[0].step == 1
+
+
 def test_second_call_does_not_compile_again():
     traced = []
 
