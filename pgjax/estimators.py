@@ -238,7 +238,10 @@ def is_unbiased(estimator: Estimator, hyper: Hyper) -> tuple[bool, str]:
         if float(hyper.discount) != 1:
             return False, "without gamma^t it is the gradient of no function unless gamma = 1"
     if estimator.form == "gae" and float(hyper.lambda_) == 1:
-        return True, "if no row is truncated, or truncated rows bootstrap from exact values"
+        return True, (
+            "if the values do not depend on the batch they are used on, and no row is truncated or "
+            "truncated rows bootstrap from exact values"
+        )
     if estimator.form not in MONTE_CARLO:
         return False, "unless the values are exact for the policy, the time and the horizon"
     if estimator.baseline == "value":

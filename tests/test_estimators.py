@@ -571,6 +571,12 @@ def test_a_new_baseline_is_not_called_unbiased_before_somebody_says_so(monkeypat
     assert not unbiased and "not known" in reason
 
 
+def test_values_fitted_on_the_batch_are_no_baseline():
+    for choice in (estimator("gae", "none"), estimator("reward_to_go", "value")):
+        unbiased, reason = is_unbiased(choice, Hyper(lambda_=1.0))
+        assert unbiased and "do not depend on the batch" in reason
+
+
 def test_an_entropy_bonus_is_called_biased():
     hyper = estimators.Hyper(1.0, entropy_cost=0.1)
     assert not estimators.is_unbiased(estimators.estimator(), hyper)[0]
