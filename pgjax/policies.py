@@ -29,6 +29,11 @@ class Policy(NamedTuple):
     unroll: Callable[..., Distribution]  # (params, carry, obs [T, *O], boundary [T]) -> dist of T
 
 
+def has_memory(policy: Policy) -> bool:
+    """Whether a policy carries anything from step to step."""
+    return bool(jax.tree.leaves(policy.initial_state()))
+
+
 class ValueFunction(NamedTuple):
     """The expected return from an observation on, or from each action there."""
 

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from pgjax import batching, checks, rollout
 from pgjax.batching import choose
-from pgjax.policies import Params, Policy
+from pgjax.policies import Params, Policy, has_memory
 
 
 class Visits(NamedTuple):
@@ -141,7 +141,7 @@ def continuations(
 
 def check_memoryless(policy: Policy) -> None:
     """Refuses policies with memory, which a state of the environment does not restore."""
-    if jax.tree.leaves(policy.initial_state()):
+    if has_memory(policy):
         raise ValueError("policy has a memory, and restarts need a policy without one")
 
 

@@ -10,7 +10,7 @@ from pgjax.estimators import Estimator, Hyper
 from pgjax.gradients.policy import both_parts, check_counts, check_estimator, policy_part
 from pgjax.gradients.samples import READ
 from pgjax.gradients.segments import episode_ends
-from pgjax.policies import Policy, ValueFunction
+from pgjax.policies import Policy, ValueFunction, has_memory
 from pgjax.rollout import Rows, Trajectory
 from pgjax.score import StatefulGradientFn
 
@@ -198,7 +198,7 @@ def _window_gradient(
     check_counts(num_rows=num_rows, horizon=horizon, chunk_size=chunk_size)
     checks.within("eta_step_size", eta_step_size, 0, 1)
     estimators.check_rows(estimator, num_rows, "num_rows")
-    if renewal and jax.tree.leaves(policy.initial_state()):
+    if renewal and has_memory(policy):
         raise ValueError(f"renewal={renewal} does not go with a policy with memory")
 
     def play(key, params, rows):

@@ -10,7 +10,7 @@ from pgjax import checks, estimators
 from pgjax.estimators import Estimator, Hyper
 from pgjax.gradients.samples import repeat_first
 from pgjax.gradients.value import make_steps
-from pgjax.policies import Params, Policy
+from pgjax.policies import Params, Policy, has_memory
 from pgjax.rollout import Trajectory
 
 Path = tuple[str, ...]
@@ -139,7 +139,7 @@ def _dense_layers(policy: Policy, params: Params, obs: Any) -> dict[Path, int]:
             calls.append((context.module.path, args[0].ndim, out.shape[-1]))
         return out
 
-    if jax.tree.leaves(policy.initial_state()):
+    if has_memory(policy):
         return {}
     with nn.intercept_methods(intercept):
         jax.eval_shape(lambda params, obs: policy.step(params, (), obs)[0], params, obs)

@@ -13,7 +13,7 @@ from pgjax.distributions import Distribution
 from pgjax.estimators import Estimator, Hyper
 from pgjax.gradients.samples import READ, Term, accumulate, policy_samples
 from pgjax.gradients.value import make_steps, regression, step_weights, values
-from pgjax.policies import Params, Policy, ValueFunction, values_of_batch
+from pgjax.policies import Params, Policy, ValueFunction, has_memory, values_of_batch
 from pgjax.rollout import Trajectory
 from pgjax.score import GradientFn, Metrics
 from pgjax.sharding import over_rows
@@ -84,6 +84,11 @@ def policy_gradient(
 ) -> GradientFn:
     """Policy gradient of fresh episodes, as a `GradientFn`.
 
+        g = 1/N sum_i sum_t ( Psi_it grad log pi(a_it | s_it) + c w_it grad H(pi(. | s_it)) )
+
+    The `trajectory_gradient` of N episodes that the policy itself plays. Biased or not for
+    grad J_gamma as `estimators.is_unbiased` says; with an entropy bonus, the gradient of no return.
+
     With a value function, params and gradient are `{"policy": ..., "value": ...}`; the value's
     part descends its own loss, 1/2 (V(s_t) - target_t)^2 averaged over live steps, with the
     return that the estimator's form credits as target. The two parts share no parameters, and
@@ -110,6 +115,8 @@ def policy_gradient(
     Raises:
       ValueError: counts below one, rates outside [0, 1], too few episodes for the baseline or not a
         multiple of the devices, or an estimator that needs a value function without one.
+
+    Source: Williams 1992; Sutton et al. 2000; for the weights Psi, Schulman et al. 2016, eq. 1.
     """
     check_counts(num_episodes=num_episodes, horizon=horizon, chunk_size=chunk_size)
     sharding.check("num_episodes", num_episodes, mesh)
@@ -189,14 +196,14 @@ def both_parts(
         apply = values_of_batch(value_function)
         predict = lambda params, obs, action: apply(params, obs)
         of_value = regression(params["value"], trajectory, target, predict, chunk_size)
-        if jax.tree.leaves(policy.initial_state()):  # its samples are rows, the value's are steps
+        if has_memory(policy):  # its samples are rows, the value's are steps
             uphill = accumulate(of_policy) + accumulate(of_value)
         else:
             uphill = accumulate(of_policy, of_value)
-        (gradient, log_prob), downhill = uphill
+        (gradient, log_prob), value_gradient = uphill
         error = jnp.where(trajectory.mask > 0, value - target, 0)
         told |= {"log_prob": log_prob, "value_loss": 0.5 * of_row(error**2)}
-        return {"policy": gradient, "value": downhill}, told
+        return {"policy": gradient, "value": value_gradient}, told
 
     def parts(params, trajectory, hyper, policy_state):
         value = next_value = target = None
