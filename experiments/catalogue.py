@@ -113,7 +113,7 @@ def different(quick: bool):
         if quick and not (choice.form in QUICK_FORMS and choice.state_weighting == "discounted"):
             continue
         weighed_twice = choice.form == "total_return" and choice.state_weighting == "uniform"
-        subtracted_twice = choice.form in estimators.ADVANTAGES and choice.baseline == "value"
+        subtracted_twice = estimators.is_advantage(choice.form) and choice.baseline == "value"
         if not (weighed_twice or subtracted_twice):
             yield choice
 

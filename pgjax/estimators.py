@@ -4,6 +4,7 @@ Psi is a *form* (what return the action is credited with), a *baseline* (what is
 it) and a *state weighting* (how visits count), chosen independently: Schulman et al. 2016, eq. 1.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -103,16 +104,10 @@ FORMS: dict[str, Callable[[Steps, Hyper], jax.Array]] = {
     "n_step": n_step,
     "gae": gae,
 }
-"""name -> `(Steps, Hyper) -> [N, T]`."""
+"""name -> `(Steps, Hyper) -> [N, T]`; one that reads V(s_t) is relative to it, an advantage."""
 
-MONTE_CARLO = frozenset({"total_return", "reward_to_go"})
-"""Forms that see nothing but rewards."""
-
-BOOTSTRAPPING = frozenset({"td_residual", "n_step", "gae"})
-"""Forms that need the values of next observations."""
-
-ADVANTAGES = frozenset({"td_residual", "gae"})
-"""Forms that have V(s_t) subtracted already: the `value` baseline adds nothing to them."""
+UNBIASED_FORMS = frozenset({"total_return", "reward_to_go"})
+"""Forms that estimate the return whatever values there are."""
 
 
 def none(form: jax.Array, steps: Steps) -> jax.Array:
@@ -219,7 +214,19 @@ def estimator(
 
 def needs_value(estimator: Estimator) -> bool:
     """Whether the estimator reads a value function."""
-    return estimator.form in BOOTSTRAPPING or estimator.baseline == "value"
+    form, baseline = FORMS[estimator.form], BASELINES[estimator.baseline]
+    read = _read_by_form(form) | _read_by_baseline(baseline)
+    return not read.isdisjoint({"value", "next_value"})
+
+
+def bootstraps(form: str) -> bool:
+    """Whether a form reads the values of next observations."""
+    return "next_value" in _read_by_form(FORMS[form])
+
+
+def is_advantage(form: str) -> bool:
+    """Whether a form is relative to V(s_t) already: the `value` baseline adds nothing to it."""
+    return "value" in _read_by_form(FORMS[form])
 
 
 def is_unbiased(estimator: Estimator, hyper: Hyper) -> tuple[bool, str]:
@@ -242,8 +249,10 @@ def is_unbiased(estimator: Estimator, hyper: Hyper) -> tuple[bool, str]:
             "if the values do not depend on the batch they are used on, and no row is truncated or "
             "truncated rows bootstrap from exact values"
         )
-    if estimator.form not in MONTE_CARLO:
-        return False, "unless the values are exact for the policy, the time and the horizon"
+    if estimator.form not in UNBIASED_FORMS:
+        if bootstraps(estimator.form):
+            return False, "unless the values are exact for the policy, the time and the horizon"
+        return False, "the form is not known to be unbiased"
     if estimator.baseline == "value":
         return True, "if the values do not depend on the batch they are used on"
     return True, "always"
@@ -299,7 +308,7 @@ def value_target(estimator: Estimator, steps: Steps, hyper: Hyper) -> jax.Array:
     """
     steps = _cleared(steps)
     form = FORMS[estimator.form](steps, hyper)
-    return form + steps.value if estimator.form in ADVANTAGES else form
+    return form + steps.value if is_advantage(estimator.form) else form
 
 
 def check_rows(estimator: Estimator, num_rows: int, argument: str = "num_episodes") -> None:
@@ -327,11 +336,30 @@ def _relative(estimator, form, steps, hyper):
     if estimator.baseline == "standardise":
         # By subtraction, its digits would be lost in those of the form.
         return baselines.standardised(form, steps.mask)
-    if estimator.baseline == "value" and estimator.form in ADVANTAGES:
+    if estimator.baseline == "value" and is_advantage(estimator.form):
         return form
     if estimator.baseline == "constant":
         return form - constant(form, steps, hyper.constant)
     return form - BASELINES[estimator.baseline](form, steps)
+
+
+@functools.cache
+def _read_by_form(form: Callable[..., jax.Array]) -> frozenset[str]:
+    return _read(lambda steps: form(steps, Hyper()))
+
+
+@functools.cache
+def _read_by_baseline(baseline: Callable[..., jax.Array]) -> frozenset[str]:
+    return _read(lambda steps: baseline(steps.reward, steps))
+
+
+def _read(function: Callable[[Steps], jax.Array]) -> frozenset[str]:
+    """Names of the steps that a function computes with, found by tracing it."""
+    series = [jax.ShapeDtypeStruct((2, 2), jnp.result_type(float))] * len(Steps._fields)
+    program = jax.make_jaxpr(lambda *series: function(Steps(*series)))(*series).jaxpr
+    used = [*program.outvars, *(x for line in program.eqns for x in line.invars)]
+    fields = zip(Steps._fields, program.invars, strict=True)
+    return frozenset(name for name, own in fields if any(own is x for x in used))
 
 
 def _cleared(steps: Steps) -> Steps:

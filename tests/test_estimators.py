@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from pgjax import environments, estimators, policies
+from pgjax import environments, estimators, exact, policies
 from pgjax.distributions import categorical
 from pgjax.estimators import (
     FORMS,
@@ -571,6 +571,44 @@ def test_a_new_baseline_is_not_called_unbiased_before_somebody_says_so(monkeypat
     assert not unbiased and "not known" in reason
 
 
+def test_which_choices_read_values():
+    assert {form for form in FORMS if estimators.bootstraps(form)} == set(BOOTSTRAPPING)
+    assert {form for form in FORMS if estimators.is_advantage(form)} == {"td_residual", "gae"}
+    for choice in ACCEPTED:
+        reads = choice.form in BOOTSTRAPPING or choice.baseline == "value"
+        assert estimators.needs_value(choice) == reads
+
+
+def test_a_new_form_is_given_the_values_that_it_reads(monkeypatch):
+    """One function and one line in the registry, and nobody takes its values for zero."""
+    discount = GENERIC.discount
+
+    def ahead(steps, hyper):
+        return steps.reward + hyper.discount * jnp.where(steps.terminated > 0, 0, steps.next_value)
+
+    monkeypatch.setitem(FORMS, "ahead", ahead)
+    monkeypatch.setitem(FORMS, "squares", lambda steps, hyper: steps.reward**2)
+    choice, without = estimator("ahead", "none"), estimator("squares", "none")
+    assert estimators.needs_value(choice) and not estimators.needs_value(without)
+    assert not is_unbiased(choice, GENERIC)[0] and not is_unbiased(without, GENERIC)[0]
+    env, env_params = tabular_environment()
+    policy = policies.tabular(NUM_STATES, NUM_ACTIONS)
+    with pytest.raises(ValueError, match="needs a value function"):
+        policy_gradient(env, env_params, policy, choice, GENERIC, num_episodes=1, horizon=HORIZON)
+    arguments = (env.mdp, policy, jnp.asarray(PROBLEM.logits))
+    moments = functools.partial(exact.exact_moments, *arguments, horizon=HORIZON)
+    with pytest.raises(ValueError, match="needs value"):
+        moments(choice, GENERIC)
+    value = values(PROBLEM, discount)
+    truth = exact_gradient(PROBLEM, PATHS, discount)
+    np.testing.assert_allclose(moments(choice, GENERIC, value=value).mean, truth, atol=1e-9)
+
+
+def test_a_new_baseline_is_given_the_values_that_it_reads(monkeypatch):
+    monkeypatch.setitem(estimators.BASELINES, "half", lambda form, steps: 0.5 * steps.value)
+    assert estimators.needs_value(estimator("reward_to_go", "half"))
+
+
 def test_values_fitted_on_the_batch_are_no_baseline():
     for choice in (estimator("gae", "none"), estimator("reward_to_go", "value")):
         unbiased, reason = is_unbiased(choice, Hyper(lambda_=1.0))
@@ -588,7 +626,7 @@ def test_standardised_weights_are_the_same_at_any_scale_of_the_rewards():
     choice = estimator(baseline="standardise", state_weighting="uniform")
     with jax.enable_x64(False):
         zeros = jnp.zeros(reward.shape)
-        steps = Steps(reward, zeros, zeros, zeros, zeros, zeros + 1)
+        steps = Steps(zeros, zeros, zeros, zeros, zeros, zeros + 1)
         small, large = (psi(choice, steps._replace(reward=x * reward), GENERIC) for x in (1, 2**30))
     np.testing.assert_array_equal(small, large)
     np.testing.assert_allclose(np.std(large), 1, rtol=1e-5)

@@ -308,7 +308,7 @@ def state_weights(estimator: Estimator, hyper: Hyper, horizon: int) -> jax.Array
 
 def _baseline(estimator, hyper, value):
     """b_t(s) of baselines that look at no other episode, `[T, S]`."""
-    if estimator.baseline == "value" and estimator.form not in estimators.ADVANTAGES:
+    if estimator.baseline == "value" and not estimators.is_advantage(estimator.form):
         return value[:-1]
     number = hyper.constant if estimator.baseline == "constant" else 0.0
     return jnp.full_like(value[:-1], number)

@@ -57,7 +57,7 @@ def make_steps(
     """
     if value is None and estimators.needs_value(estimator):
         raise ValueError(f"{'+'.join(estimator[:2])} needs value, [N, T]")
-    if next_value is None and estimator.form in estimators.BOOTSTRAPPING:
+    if next_value is None and estimators.bootstraps(estimator.form):
         raise ValueError(f"form={estimator.form!r} needs next_value, [N, T]")
     return _steps(trajectory, value, next_value)
 
