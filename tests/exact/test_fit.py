@@ -46,7 +46,7 @@ MISFITS = {
     "fewer actions": (policies.tabular(4, 2), (4, 2), 3, "3 actions sum to"),
     "fewer states": (policies.tabular(2, 2), (2, 2), 2, "sum to nan"),
     "other params": (policies.tabular(4, 2), (4, 5), 2, "does not fit"),
-    "bernoulli on three": (bernoulli(), (4,), 3, "3 actions sum to 1.5"),
+    "bernoulli on three": (bernoulli(), (4,), 3, "3 actions sum to nan"),
     "continuous": (gaussian(), (4,), 2, "gives Normal; a finite MDP takes discrete actions"),
 }
 
