@@ -1,13 +1,15 @@
-"""What an audit costs beside training on the same trajectories, and gradients of single episodes.
+"""Costs of an audit, beside training on the same trajectories, and of single episodes' gradients.
 
-An audit of K replicates of a gradient stands beside K updates of training with the same gradient.
+An audit of K replicates of a gradient is compared with K updates of training with that gradient.
 Training has a learning rate of zero, so that its keys and parameters, and with them all of its
-trajectories, are those of the audit; the optimiser works as ever. Both are compiled before they
-are timed, and timed in turn. `short` are episodes of the initial policy, `full` have no end before
-the horizon. Both have one device, or share out the episodes of a replicate over all of them.
+trajectories, are those of the audit; the optimiser does its usual work. Both are compiled before
+they are timed, and timed in turn. `short` episodes are those of the initial policy; `full` ones do
+not end before the horizon. Both programs run on one device, or share out the episodes of a
+replicate over all devices.
 
-Gradients of single episodes are had as replicates of one episode (with all that an audit keeps of
-them), as norms without the gradients, and, for scale, as their mean alone; all are timed in turn.
+Gradients of single episodes are computed as replicates of one episode (with all that an audit keeps
+of them) and as norms without the gradients. For scale, their mean alone and the episodes alone are
+timed as well; all are timed in turn.
 
     python -m benchmarks.audit_cost             # keeps the result
     python -m benchmarks.audit_cost --smoke     # tiny, to see that it runs; writes nothing
@@ -29,9 +31,9 @@ from pgjax.score import GradientFn
 
 
 class Size(NamedTuple):
-    """Of an audit."""
+    """The size of an audit."""
 
-    num_episodes: int  # a replicate
+    num_episodes: int  # of a replicate
     num_replicates: int
     chunk_size: int  # replicates side by side
 
@@ -54,10 +56,10 @@ class Problem(NamedTuple):
 
 
 def problem(kind: str) -> Problem:
-    """With short episodes or full ones."""
+    """The problem, with short episodes or full ones."""
     env, env_params = environments.make("CartPole-v1", **KINDS[kind])
     policy = policies.make("mlp", env, env_params)
-    # Single episodes have no others to compare with.
+    # A single episode has no others to be compared with.
     estimator = estimators.estimator("reward_to_go", "none")
     params = jax.jit(policy.init)(jax.random.key(1), jnp.zeros(4))
     return Problem(env, env_params, policy, estimator, estimators.Hyper(), params)
@@ -92,7 +94,7 @@ def audited(
 def trained(
     given: Problem, size: Size, horizon: int, mesh: Mesh | None = None
 ) -> Callable[[], Any]:
-    """As many updates as replicates, that change nothing."""
+    """As many updates as there are replicates, which change no parameter."""
     gradient_fn = gradient(given, size.num_episodes, horizon, mesh)
     optimizer = optax.adam(0.0)
 
@@ -136,7 +138,7 @@ def env_steps(metrics: Any) -> int:
 
 
 def single_episodes(kind: str, size: Size, horizon: int, rounds: int) -> list[kept.Row]:
-    """Gradients of single episodes a second, got in several ways."""
+    """Gradients of single episodes a second, computed in several ways."""
     given = problem(kind)
     num = size.num_replicates
     use = {"policy": given.policy, "estimator": given.estimator, "hyper": given.hyper}

@@ -1,4 +1,4 @@
-"""Time and memory of a policy gradient against the samples of a chunk, CartPole, 2 x 64 tanh.
+"""Time and memory of a policy gradient against the size of a chunk: CartPole, 2 x 64 tanh.
 
 The whole batch in one chunk is the flat backward pass that a straightforward program makes. Chunk
 sizes are timed in turn, round after round, so that a machine that drifts drifts for all of them.

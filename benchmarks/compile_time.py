@@ -1,7 +1,7 @@
-"""Seconds until the training program of the default run is there, each time in a fresh process.
+"""Seconds until the training program of the default run is ready, each time in a fresh process.
 
-Tracing is what Python does; compiling is lowering and XLA. Cold there is nothing to go by; warm,
-JAX's persistent compilation cache holds the program. Cold and warm take turns.
+Tracing is what Python does; compiling is lowering and XLA. A cold start has no cache; at a warm one
+JAX's persistent compilation cache holds the program. Cold and warm starts take turns.
 
     python -m benchmarks.compile_time               # all of it
     python -m benchmarks.compile_time --smoke       # once, of a tiny run; writes nothing
@@ -18,7 +18,7 @@ TOY = {"hidden": [4], "num_episodes": 4, "horizon": 8}
 
 
 def measure(smoke: bool) -> list[kept.Row]:
-    """Cold and warm."""
+    """Seconds of cold and of warm starts."""
     config = TOY if smoke else {}
     with tempfile.TemporaryDirectory() as directory:
         caches = {"cold": None, "warm": directory}
@@ -55,7 +55,7 @@ def prepare(config: dict, cache: str | None) -> dict[str, float]:
     jax.config.update("jax_enable_compilation_cache", cache is not None)
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    # As `pgjax train` puts it together.
+    # Put together as `pgjax train` does.
     parsed = configs.parse(config)
     placed = parallel.fit(parsed, devices, None)
     inputs = jax.device_put(experiment.inputs(experiment.each_seed(parsed)), placed.sharding)

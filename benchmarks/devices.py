@@ -1,4 +1,4 @@
-"""All devices; imported before gymnax, which uses JAX when it is imported, makes each core one."""
+"""All devices; to be imported before gymnax, whose import uses JAX, to make each core a device."""
 
 from pgjax.lab import machine
 

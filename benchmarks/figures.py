@@ -1,4 +1,4 @@
-"""Draws what is kept, beside it: `python -m benchmarks.figures`.
+"""Draws the kept results, each figure beside its numbers: `python -m benchmarks.figures`.
 
 Points are medians, bars the quartiles.
 """
@@ -62,7 +62,7 @@ def throughput(rows: Sequence[Row]) -> Figure:
 
 
 def memory(rows: Sequence[Row]) -> Figure:
-    """Bytes against every axis, for each way to learn."""
+    """Bytes against every axis, one row of panels for each way to learn."""
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     ways = list(dict.fromkeys((row["case"]["rows"], row["case"]["learner"]) for row in rows))
     axes = ("num_rows", "horizon", "depth")
@@ -91,7 +91,7 @@ def memory(rows: Sequence[Row]) -> Figure:
 
 
 def roofline(rows: Sequence[Row]) -> Figure:
-    """Shares of what the machine has, for each program."""
+    """Shares of what the machine can do, for each program."""
     programs = [row for row in rows if "num_rows" in row["case"]]
     figures = {
         "gemm_share": "matrix products, activations stored",
@@ -121,7 +121,7 @@ def roofline(rows: Sequence[Row]) -> Figure:
 
 
 def compile_time(rows: Sequence[Row]) -> Figure:
-    """Seconds of tracing and compiling, one on top of the other."""
+    """Seconds of tracing and compiling, stacked."""
     figure = Figure(figsize=(5, 4), layout="constrained")
     panel = figure.subplots()
     names = [row["case"]["cache"] for row in rows]
@@ -139,7 +139,7 @@ def compile_time(rows: Sequence[Row]) -> Figure:
 
 
 def chunk_size(rows: Sequence[Row]) -> Figure:
-    """Steps a second and temporary bytes against the samples of a chunk."""
+    """Steps a second and temporary bytes against the number of samples in a chunk."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     names = {"steps_per_second": "live steps a second", "temporary_bytes": "temporary bytes"}
     for panel, (name, label) in zip(figure.subplots(1, 2), names.items(), strict=True):
@@ -150,7 +150,7 @@ def chunk_size(rows: Sequence[Row]) -> Figure:
 
 
 def scaling(rows: Sequence[Row]) -> Figure:
-    """Steps a second against devices, of one process and as processes, beside what is ideal."""
+    """Steps a second against devices, in one process or one in each, beside what is ideal."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     kinds = ("strong", "weak")
     panels = figure.subplots(1, len(kinds), sharey=True)
@@ -186,7 +186,7 @@ FIGURES: dict[str, Callable[[Sequence[Row]], Figure]] = {
 
 
 def line(panel: Axes, rows: Sequence[Row], axis: str, name: str, label: str, index: int) -> None:
-    """One figure of some rows against an axis, which is logarithmic."""
+    """Draws one figure of some rows against a logarithmic axis."""
     ordered = sorted(rows, key=lambda row: row["case"][axis])
     measured = [row["measured"][name] for row in ordered]
     points = [row["case"][axis] for row in ordered]
@@ -207,7 +207,7 @@ def line(panel: Axes, rows: Sequence[Row], axis: str, name: str, label: str, ind
 
 
 def spread(measured: Iterable[dict]) -> tuple[list[float], list[float]]:
-    """From the median down to the lower quartile, and up to the upper one."""
+    """Distances from the median down to the lower quartile and up to the upper one."""
     figures = list(measured)
     return (
         [each["median"] - each["low"] for each in figures],
@@ -216,7 +216,7 @@ def spread(measured: Iterable[dict]) -> tuple[list[float], list[float]]:
 
 
 def style(panel: Axes, title: str, across: str, up: str) -> None:
-    """Names of the axes, and a faint grid."""
+    """Sets the title, the names of the axes and a faint grid."""
     panel.set_title(title, fontsize="medium")
     panel.set_xlabel(across)
     panel.set_ylabel(up)
@@ -225,7 +225,7 @@ def style(panel: Axes, title: str, across: str, up: str) -> None:
 
 
 def finish(figure: Figure, panels: Iterable[Axes], empty: Iterable[Axes]) -> None:
-    """One legend for all panels, above them; panels that show nothing go."""
+    """Puts one legend above all panels; removes those that show nothing."""
     found = {}
     for panel in panels:
         handles, labels = panel.get_legend_handles_labels()
@@ -242,7 +242,7 @@ def finish(figure: Figure, panels: Iterable[Axes], empty: Iterable[Axes]) -> Non
 
 
 def main() -> int:
-    """Draws the figures of every kind of machine; returns one where nothing is kept."""
+    """Draws the figures of every kind of machine; returns 1 if nothing is kept."""
     drawn = [
         path for each in sorted(kept.RESULTS.iterdir()) if each.is_dir() for path in draw(each)
     ]

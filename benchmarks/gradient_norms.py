@@ -1,4 +1,4 @@
-"""Norms of the gradients of single trajectories: from the gradients, and without them.
+"""Norms of the gradients of single trajectories, computed from the gradients and without them.
 
 CartPole, two hidden layers, rows side by side. Both ways are timed in turn, round after round.
 

@@ -1,10 +1,10 @@
 """Training with memory in ordinary pages beside training with huge ones.
 
-A program's arrays are memory that the system clears page by page when they are first touched, on
-every update where the C library has given it back in between, as it must of more than 64 MB on a
+The system clears the memory of a program's arrays page by page when they are first touched: on
+every update, if the C library has given it back in between, as it must with more than 64 MB on a
 thread. The trajectories of wide observations are that large, and mostly zeros where episodes are
-short. glibc (2.35 and later) asks Linux for huge pages where it is told to by an environment
-variable before the process starts. Live steps a second of either process, updates taken in turn.
+short. glibc (2.35 and later) asks Linux for huge pages if an environment variable says so before
+the process starts. Measured are live steps a second of either process; updates are timed in turn.
 
     python -m benchmarks.huge_pages             # keeps the result
     python -m benchmarks.huge_pages --smoke     # tiny, to see that it runs; writes nothing
@@ -37,7 +37,7 @@ def measure(smoke: bool) -> list[kept.Row]:
 
 
 def beside(setting: Setting, num_rounds: int) -> kept.Row:
-    """One setting with either kind of pages."""
+    """One setting, with each kind of pages."""
     print(setting, flush=True)
     told = {"setting": list(setting), "num_devices": len(devices.DEVICES)}
     module = "benchmarks.huge_pages_process"

@@ -7,11 +7,11 @@ import jax
 from benchmarks import rounds, training
 
 UPDATES = 8
-"""Updates of a round, each a call of its own."""
+"""Updates in a round, each a call of its own."""
 
 
 def main() -> None:
-    """Compiles an update, and makes some of them whenever it is asked to."""
+    """Compiles an update, and makes `UPDATES` of them whenever it is asked to."""
     setting = training.Setting(*rounds.read_settings()["setting"])
     begun = time.perf_counter()
     program = training.step(setting, training.mesh(setting.num_rows)).compile()

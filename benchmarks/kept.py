@@ -1,9 +1,9 @@
-"""The one place that keeps results, and says what moved since they were kept last.
+"""The one place that keeps results, and says what moved since they were last kept.
 
-A result is rows: what was measured (`case`), and by name what every round measured. Results of a
-machine lie in `results/<machine kind>/<benchmark>.json`, and are compared with those of the same
-kind only. A figure has moved if its medians differ by more than the interquartile ranges of both
-together, and by more than 5%.
+A result is a list of rows: what was measured (`case`) and, by name, what each round measured. The
+results of a machine are in `results/<machine kind>/<benchmark>.json`, and are compared with those
+of the same kind only. A figure has moved if its medians differ by more than the sum of both
+interquartile ranges, and by more than 5%.
 """
 
 import argparse
@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parent / "results"
 LEAST = 0.05
-"""Share of a figure below which no difference counts as one."""
+"""Differences of less than this share of a figure do not count."""
 
 Row = dict[str, Any]
 """`case`, `measured` (median, quartiles and rounds by name) and `facts`, as `row` makes it."""
 
 
 class Move(NamedTuple):
-    """A figure that is not what it was."""
+    """A figure that has moved."""
 
     case: str
     name: str
@@ -42,12 +42,12 @@ def row(
     """One row of a result.
 
     Args:
-      case: what was measured; tells the row from the others of its benchmark.
-      rounds: by name, what each round measured; one round for what has no spread, as bytes.
-      facts: what else to keep, which is never compared.
+      case: what was measured; it tells the row from the others of its benchmark.
+      rounds: by name, what each round measured; one round for what has no spread, such as bytes.
+      facts: what else to keep; it is never compared.
 
     Raises:
-      ValueError: no rounds, or one that is not a finite number.
+      ValueError: there are no rounds, or one is not a finite number.
     """
     made = {"case": dict(case), "measured": {name: _summary(name, rounds[name]) for name in rounds}}
     return made | ({"facts": dict(facts)} if facts else {})
@@ -59,7 +59,7 @@ def median(of: Row, name: str) -> float:
 
 
 def machine() -> dict[str, str]:
-    """What was measured on; `kind` is what results are kept under."""
+    """The machine that was measured on; results are kept under its `kind`."""
     import jax
 
     from pgjax.lab import machine
@@ -86,7 +86,7 @@ def kind() -> str:
 
 
 def code() -> dict[str, str]:
-    """What was measured, and when."""
+    """Which code was measured, and when."""
     from pgjax.lab import revision
 
     here = Path(__file__).parent
@@ -97,12 +97,12 @@ def code() -> dict[str, str]:
 
 
 def path(benchmark: str, results: Path | None = None) -> Path:
-    """Where a benchmark's result of this kind of machine is kept."""
+    """Where a benchmark's result for this kind of machine is kept."""
     return (results or RESULTS) / kind() / f"{benchmark}.json"
 
 
 def read(file: Path) -> dict[str, Any]:
-    """A result that is kept, empty where there is none."""
+    """A kept result; empty if there is none."""
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
@@ -113,7 +113,7 @@ def compare(
     settings: Mapping[str, Any] | None = None,
     results: Path | None = None,
 ) -> list[str]:
-    """Lines that say what moved, or is gone, since the result of this kind of machine was kept."""
+    """Lines that say what moved, or is gone, since the result for this kind of machine was kept."""
     rows = list(rows)
     before = read(path(benchmark, results))
     if not before:
@@ -138,7 +138,7 @@ def compare(
 
 
 def moved(before: Iterable[Row], after: Iterable[Row]) -> list[Move]:
-    """The figures that differ by more than their noise, of the cases that both have."""
+    """The figures that differ by more than their noise, in the cases that both have."""
     return [
         Move(case, name, old["median"], new["median"])
         for case, name, old, new in _pairs(before, after)
@@ -153,16 +153,16 @@ def keep(
     settings: Mapping[str, Any] | None = None,
     results: Path | None = None,
 ) -> None:
-    """Says what moved since the last time, and keeps the rows in place of those.
+    """Says what moved since the last time, and keeps these rows in place of the last ones.
 
     Args:
       benchmark: its module's name.
       rows: from `row`, each with a case of its own.
-      settings: what all rows have in common; results of other settings are not compared.
+      settings: what all rows have in common; results with other settings are not compared.
       results: the directory of all kinds of machines; None for the one beside this file.
 
     Raises:
-      ValueError: two rows of one case.
+      ValueError: two rows have the same case.
     """
     _by_case(rows)
     for line in compare(benchmark, rows, settings=settings, results=results):
@@ -190,7 +190,7 @@ def run(
 
     Args:
       benchmark: its module's name.
-      measure: the rows, given whether to be quick instead of right.
+      measure: gives the rows; told whether to be quick instead of right.
       arguments: of the command line.
       settings: what all rows have in common.
     """
@@ -226,7 +226,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def in_short(number: float) -> str:
-    """A number to three digits, thousands, millions and so on by their letter."""
+    """A number to three digits, with a letter for thousands, millions and so on."""
     for unit in ("", " k", " M", " G"):
         if abs(number) < 999.5:
             return f"{number:.3g}{unit}"
@@ -251,7 +251,7 @@ def _differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def _pairs(before: Iterable[Row], after: Iterable[Row]) -> list[tuple[str, str, dict, dict]]:
-    """Case, name, and the figure of then and of now, wherever there are both."""
+    """Case, name, and the figures then and now, wherever there are both."""
     then = _by_case(before)
     return [
         (case, name, then[case]["measured"][name], figure)
@@ -285,12 +285,12 @@ def _with_spread(figure: Mapping[str, Any] | None) -> str:
 
 
 def _plain(settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """As JSON gives it back."""
+    """Settings as JSON gives them back."""
     return json.loads(json.dumps(dict(settings or {})))
 
 
 def _lines(content: Mapping[str, Any]) -> str:
-    """JSON with one case or figure a line."""
+    """JSON with one case or figure on a line."""
     text = json.dumps(content, indent=1, allow_nan=False)
     for innermost in (r"\[[^\[\]{}]*\]", r"\{[^{}]*\}"):
         text = re.sub(innermost, lambda found: re.sub(r"\s*\n\s*", " ", found[0]), text)

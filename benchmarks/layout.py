@@ -1,9 +1,9 @@
-"""What training gains by the layout of `pgjax.backends` over others that differ in one choice.
+"""What training gains by the layout of `pgjax.backends` over ones that differ in one choice.
 
 CartPole with 2 x 64 tanh, actor and critic (GAE, one update of each): windows, and whole episodes
-at the start of training, of which most steps are padding. `speed` is that of training so laid out
-as a multiple of that by pgjax's own layout, in the same round; above one, another layout suits the
-machine better. Choices are those of the kind of device it runs on.
+at the start of training, when most of their steps are padding. `speed` is that of training with a
+layout, as a multiple of that with pgjax's own in the same round: if it is above one, that layout
+suits the machine better. Which choices are tried depends on the kind of device.
 
     python -m benchmarks.layout             # all of it
     python -m benchmarks.layout --smoke     # tiny, to see that it runs; writes nothing
@@ -32,7 +32,7 @@ COMMAND_BUFFERS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION
 
 
 def choices(own: Backend, kind: str) -> dict[str, dict[str, Any]]:
-    """What to change of a layout, by a name; the first precision is that of matrix products."""
+    """What to change in a layout, by name; the first precision is that of matrix products."""
     told = lambda **options: {"compiler_options": {**own.compiler_options, **options}}
     if kind == "cpu":
         return {
@@ -63,7 +63,7 @@ def choices(own: Backend, kind: str) -> dict[str, dict[str, Any]]:
 
 
 def command_buffers(told: Callable[..., dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What XLA for GPUs is to launch as one: nothing, and loops and branches too."""
+    """Changes to what XLA for GPUs launches as one: nothing, or loops and branches too."""
     return {
         "no command buffers": told(xla_gpu_graph_min_graph_size=10**6),
         "loops as command buffers": told(
@@ -73,7 +73,7 @@ def command_buffers(told: Callable[..., dict[str, Any]]) -> dict[str, dict[str, 
 
 
 def measure(smoke: bool) -> list[kept.Row]:
-    """Steps a second of every layout, and how often as many its own layout makes."""
+    """Steps a second with every layout, and as a multiple of those with pgjax's own."""
     kind, rows = jax.default_backend(), []
     for name in ["short episodes"] if smoke else TASKS:
         for num_rows in [2] if smoke else NUM_ROWS:
@@ -104,7 +104,7 @@ def beside(task: str, setting: Setting, kind: str, smoke: bool) -> list[kept.Row
 
 
 def program(setting: Setting, layout: Backend) -> training.Program:
-    """An update that is so laid out."""
+    """An update with that layout."""
     with mock.patch.object(backends, "current", lambda: layout):
         return training.step(setting, training.mesh(setting.num_rows)).compile()
 

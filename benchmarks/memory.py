@@ -1,8 +1,8 @@
 """Peak memory of one update against rows, horizon and depth, each in a fresh process.
 
-Beside the trajectory itself stand what XLA says the compiled program needs for its temporaries, the
-trajectory among them, and the most memory that the process had during the update beyond what it
-had before. What a batch needs beyond its trajectory should not grow with the depth of the network.
+Measured are the trajectory itself, what XLA says the compiled program needs for its temporaries,
+the trajectory among them, and the most memory that the process used during the update, beyond what
+it used before. What a batch needs beyond its trajectory should not grow with the network's depth.
 
     python -m benchmarks.memory               # all of it
     python -m benchmarks.memory --smoke       # tiny, to see that it runs; writes nothing
@@ -57,7 +57,7 @@ def measure(smoke: bool) -> list[kept.Row]:
 
 
 def update(*setting: str | int | bool) -> tuple[int, int, int]:
-    """Bytes of a trajectory, of temporaries on all devices, and of the process at its peak."""
+    """Bytes of a trajectory, of temporaries on all devices, and of the peak beyond before."""
     import jax
 
     from benchmarks import training
@@ -72,7 +72,7 @@ def update(*setting: str | int | bool) -> tuple[int, int, int]:
 
 
 def _restart_peak() -> int:
-    """Bytes in use; from here on the peak is counted anew, where the system can."""
+    """Bytes in use now; if the system can do so, the peak is counted anew from here on."""
     import jax
 
     stats = jax.local_devices()[0].memory_stats()
@@ -86,7 +86,7 @@ def _restart_peak() -> int:
 
 
 def _peak() -> int:
-    """Bytes of the peak: of the devices, where they tell, or else of the process."""
+    """Bytes at the peak: of the devices if they report it, otherwise of the process."""
     import jax
 
     if jax.local_devices()[0].memory_stats():

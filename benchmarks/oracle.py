@@ -1,7 +1,7 @@
 """Seconds the exact oracle takes, tracing and compilation included: every call is a first one.
 
-Moments with a horizon of 200 on 100 states and 5 actions, a softmax table of 500 parameters; values
-and gradients on 1000 states and 10 actions, a table of 10,000. In float64.
+Moments with a horizon of 200 on 100 states and 5 actions, with a softmax table of 500 parameters;
+values and gradients on 1000 states and 10 actions, with a table of 10,000. All in float64.
 
     python -m benchmarks.oracle             # all of it
     python -m benchmarks.oracle --smoke     # tiny, to see that it runs; writes nothing
@@ -60,7 +60,7 @@ def measure_sizes(
     values_of: tuple[int, int],
     rounds: int,
 ) -> dict[str, list[float]]:
-    """Seconds of every function by round, what is compared in turn."""
+    """Seconds of every function, by round; the functions are timed in turn."""
     horizon, *size = moments_of
     small, policy = random_mdp(*size), policies.tabular(*size)
     params = jnp.asarray(np.random.default_rng(1).normal(size=size))

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from benchmarks import rounds, training
 from pgjax import backends, environments, estimators, gradients, policies, rollout, train
 
-# What a core's own cache holds, whatever the batch: where runs are shared out, nothing else is.
+# Fits the cache of one core, whatever the batch; cores that share out runs share nothing else.
 CHUNK_SIZE = 256
 EVALUATION_EPISODES = 128
 
@@ -31,7 +31,7 @@ def mean_return(key: jax.Array, env: Any, env_params: Any, policy: Any, params: 
 
 
 def main() -> None:
-    """Serves `sharded`, the runs vmapped and split over the cores, or `one` run on all of them."""
+    """Serves `sharded`, the runs vmapped and split over the cores, or `one` run on all cores."""
     settings = rounds.read_settings()
     (program,) = settings["programs"]
     shared_out = program == "sharded"

@@ -31,7 +31,7 @@ def window_gradient(
     horizon: int,
     mesh: Mesh | None,
 ) -> StatefulGradientFn:
-    """From windows, of which `segment_gradient` refuses returns to go: they are cut at the end."""
+    """From windows; `segment_gradient` refuses returns to go, as the end of a window cuts them."""
 
     def init(key, params):
         return rollout.start(key, env, env_params, policy, num_rows=num_rows)

@@ -1,6 +1,6 @@
-"""REINFORCE as one writes it with JAX, optax and gymnax alone; nothing here is pgjax's.
+"""REINFORCE as one writes it with JAX, optax and gymnax alone; nothing here is from pgjax.
 
-The environment's own automatic reset within a scan over time, returns to go within episodes,
+It has the environment's own automatic reset within a scan over time, returns to go within episodes,
 standardised over the batch, and one backward pass over all steps at once.
 Started by `benchmarks.side_by_side`.
 """
@@ -26,7 +26,7 @@ def init(key):
 
 
 def logits(params, obs):
-    """Of the actions, `[..., 2]`."""
+    """Logits of the actions, `[..., 2]`."""
     *hidden, (kernel, bias) = params
     for inner_kernel, inner_bias in hidden:
         obs = jnp.tanh(obs @ inner_kernel + inner_bias)
@@ -52,7 +52,7 @@ def reward_to_go(reward, done, discount):
 
 
 def collect(key, params, env, env_params, obs, state, num_steps):
-    """The next window of all environments: where they stand, and obs, action, reward, done."""
+    """The next window of all environments: where it leaves them, and obs, action, reward, done."""
 
     def step(carry, key):
         obs, state = carry

@@ -1,4 +1,4 @@
-"""Functions called in fresh processes, for what depends on all that a process did before."""
+"""Functions called in fresh processes, for what depends on all that a process has done."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
 
     Args:
       function: at the top of a module of `benchmarks`; what it returns can be written as JSON.
-      *args: likewise.
+      *args: can be written as JSON, too.
 
     Raises:
       RuntimeError: the process failed; the message is what it said.

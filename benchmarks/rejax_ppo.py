@@ -1,8 +1,8 @@
 """rejax's PPO in its one-epoch, one-minibatch setting, with as many learning rates as runs.
 
 Started by `benchmarks.rejax_sweep` and `benchmarks.side_by_side`, in a virtual environment that has
-rejax and need not have pgjax. Evaluation during training is off: rejax evaluates at the end at
-least, so its callback is replaced by one that does nothing.
+rejax and need not have pgjax. Evaluation during training is off: as rejax evaluates at least once,
+at the end, its callback is replaced by one that does nothing.
 """
 
 import jax
@@ -15,7 +15,7 @@ from benchmarks import rounds
 
 
 def main() -> None:
-    """Serves those of `one`, `vmap` (as rejax's documentation has it) and `sharded` asked for."""
+    """Serves what is asked for of `one`, `vmap` (as in rejax's documentation) and `sharded`."""
     settings = rounds.read_settings()
     total = settings["num_envs"] * settings["num_steps"] * settings["num_updates"]
     ppo = PPO.create(

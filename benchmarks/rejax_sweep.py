@@ -1,9 +1,9 @@
 """Trainings a minute: CartPole with 64 learning rates in one program, pgjax and rejax 0.1.3.
 
 The two are timed in turn, round after round, each in a process of its own that is kept alive.
-rejax gets a virtual environment of its own, because it wants another gymnax. Its programs are its
-vmapped `train`, and the same split over the cores as pgjax splits its runs; nothing is evaluated.
-Ratios, of pgjax over the others, are taken within a round.
+rejax gets a virtual environment of its own, because it needs another version of gymnax. It has two
+programs: its vmapped `train`, and the same split over the cores as pgjax splits its runs. Nothing
+is evaluated. Ratios are of pgjax's speed over that of the others, within a round.
 
     python -m benchmarks.rejax_sweep                # keeps the result
     python -m benchmarks.rejax_sweep --venv DIR     # keeps rejax's environment, or uses it again
@@ -24,7 +24,7 @@ from benchmarks import kept, rounds
 from pgjax.lab import machine
 
 EXTRAS = {"gpu": "[cuda13]", "tpu": "[tpu]"}
-"""Of JAX, by the platform of its devices."""
+"""Extras of JAX, by the platform of its devices."""
 SHAPES = {
     "rejax's settings for CartPole": {"num_envs": 5, "num_steps": 100, "num_updates": 200},
     "16 long rows": {"num_envs": 16, "num_steps": 128, "num_updates": 49},
@@ -56,14 +56,14 @@ DIFFERENT = (
 
 
 def make_rejax(venv: Path) -> str:
-    """rejax's own interpreter, with the JAX of this one for the devices of this one."""
+    """An interpreter for rejax, with this one's version of JAX for the same devices."""
     own = f"jax{EXTRAS.get(jax.default_backend(), '')}=={version('jax')}"
     return rounds.interpreter(venv, ["rejax==0.1.3", "gymnax==0.0.9", own])
 
 
 def compare(name: str, settings: dict, num_rounds: int, rejax: str | None) -> list[kept.Row]:
     """A row for each program; the first is pgjax's."""
-    # Each core has as many runs as the others.
+    # Every core has the same number of runs.
     settings = settings | {"num_devices": math.gcd(settings["num_runs"], machine.cores())}
     own = settings | {"programs": ["sharded"]}
     commands = {"pgjax": rounds.Command(sys.executable, "benchmarks.pgjax_ppo", own)}
@@ -92,7 +92,7 @@ def compare(name: str, settings: dict, num_rounds: int, rejax: str | None) -> li
 
 
 def show(rows: list[kept.Row]) -> None:
-    """The table, and what is not compared."""
+    """Prints the table, and what is not compared."""
     print(kept.table(rows))
     for row in rows:
         print(

@@ -1,16 +1,20 @@
-"""What of the machine training uses: matrix products and memory bandwidth, beside what it has.
+"""What share of the machine training uses: of its matrix products and of its memory bandwidth.
 
-What the machine has is measured with all devices at once: products of large squares and of tall
-matrices with 64 x 64, a triad over arrays larger than any cache, and tanh. What training needs are
-the operations of the network's matrix products, with the activations of acting stored for learning
-(`gemm_share`, of the fastest product) or computed a second time (`gemm_share_twice`, and of the
-fastest tall one, `tall_share_twice`). `operations` are all that XLA counts
-before it optimises, of random numbers and the environment too. Of memory it needs at least the
-trajectory, written once and read once (`bandwidth_share`); at most what the optimised instructions
-of a step of the environment and of one chunk of the gradient read and write, loops counted once,
-of which caches serve most (`bandwidth_share_uncached`). All is timed in turn in one process, where
-the plain program, too, has the flags that pgjax gives XLA; shares are of the same round. The
-setting is CartPole with 2 x 64 tanh, an actor alone, every step live, in float32.
+What the machine can do is measured on all devices at once: products of large squares and of tall
+matrices with 64 x 64, a triad over arrays larger than any cache, and tanh.
+
+The operations that training needs are those of the network's matrix products, with the activations
+of acting stored for learning (`gemm_share`, relative to the fastest product) or computed a second
+time (`gemm_share_twice` and, relative to the fastest tall product, `tall_share_twice`).
+`operations` are all that XLA counts before it optimises, including those of random numbers and of
+the environment. The memory traffic is at least the trajectory, written once and read once
+(`bandwidth_share`). It is at most what the optimised instructions of a step of the environment and
+of one chunk of the gradient read and write, with loops counted once; caches serve most of that
+(`bandwidth_share_uncached`).
+
+Everything is timed in turn in one process, in which the plain program, too, has the flags that
+pgjax gives XLA; shares are taken within a round. The setting is CartPole with 2 x 64 tanh, an actor
+alone, every step live, in float32.
 
     python -m benchmarks.roofline               # all of it
     python -m benchmarks.roofline --smoke       # tiny, to see that it runs; writes nothing
@@ -38,11 +42,11 @@ MOST_PLAIN = 65536
 """Rows of the plain program, which holds the activations of all steps."""
 WIDTH = 64
 COUNTED_ROWS = 4
-"""Rows of the programs whose operations are counted: XLA counts a running sum as if quadratic."""
+"""Rows where operations are counted: few, as XLA counts a running sum as if it were quadratic."""
 
 
 class Roof(NamedTuple):
-    """A program that does one thing, and how much of it."""
+    """A program that does one thing, and how much of it it does."""
 
     call: Callable[[], Any]
     amount: float
@@ -58,7 +62,7 @@ class Program(NamedTuple):
 
 
 def measure(smoke: bool) -> list[kept.Row]:
-    """What the machine has, and what of it is used."""
+    """What the machine can do, and what share of it is used."""
     mesh = Mesh(np.array(devices.DEVICES), ("devices",))
     squares, tall, rows = ([16], [32], [4]) if smoke else (SQUARES, TALL, ROWS)
     size, repeats = (2**10, 2) if smoke else (2**25, 8)
@@ -149,7 +153,7 @@ def hyperbolic_tangent(mesh: Mesh, size: int, repeats: int) -> Roof:
 
 
 def _on_all(mesh: Mesh, body: Callable[[Any], Any], example: Any, amount: float) -> Roof:
-    """A program of every device on arrays of its own."""
+    """A program that every device runs on arrays of its own."""
     num, spec = mesh.size, PartitionSpec("devices")
     several = jax.tree.map(lambda x: jnp.broadcast_to(x, (num, *x.shape)), example)
     arrays = jax.device_put(several, NamedSharding(mesh, spec))
@@ -190,14 +194,15 @@ def of_plain(setting: Setting) -> Program:
 
 
 def network_operations(setting: Setting) -> tuple[float, float, float]:
-    """Operations of matrix products a step, activations stored or computed twice; and tanh, twice.
+    """Operations of a step's matrix products, activations stored or computed twice; tanhs, twice.
 
-    The observations need no gradient, so that backward is two products a layer, but one the first.
+    The backward pass has two products for each layer, but one for the first: observations need no
+    gradient.
     """
     params, _ = training.parts(setting).init(jax.random.key(0))
     kernels = [x for x in jax.tree.leaves(params) if x.ndim == 2]
     forward = sum(2 * x.size for x in kernels)
-    (first,) = [x for x in kernels if x.shape[0] == 4]  # what CartPole shows
+    (first,) = [x for x in kernels if x.shape[0] == 4]  # the size of CartPole's observations
     stored = forward + 2 * forward - 2 * first.size
     return stored, stored + forward, 2.0 * setting.width * setting.depth
 

@@ -1,9 +1,9 @@
 """Programs timed in turn, each in a process of its own that is kept alive and told when to run.
 
-A process is started with its settings, answers with one line of JSON once everything is compiled,
-and then, to every line on its standard input, with what came of running the program named there.
-Nothing here imports pgjax, and JAX only where it is served, so that other libraries can run it in
-environments of their own.
+A process is started with its settings. It answers with one line of JSON once everything is
+compiled, and then answers every line on its standard input with the outcome of running the program
+named there. Nothing here imports pgjax, and only `serve` imports JAX, so that other libraries can
+run this in environments of their own.
 """
 
 import json
@@ -17,11 +17,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# All of them share an accelerator, of which JAX would give the first three quarters.
+# The processes share an accelerator; by itself JAX would give the first three quarters of it.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 XLA_FLAGS = ""
-"""What processes that are timed have of them, whatever this one has."""
+"""Flags of XLA in the processes that are timed, whatever this process has."""
 
 
 class Command(NamedTuple):
@@ -30,7 +30,7 @@ class Command(NamedTuple):
     python: str
     module: str
     settings: dict  # among them `num_devices`
-    environment: Mapping[str, str] = {}  # what it is told beside this process's own
+    environment: Mapping[str, str] = {}  # added to this process's own
 
 
 class Side(NamedTuple):
@@ -53,7 +53,7 @@ class Timed(NamedTuple):
 
 
 def compare(commands: Mapping[str, Command], num_rounds: int) -> list[Timed]:
-    """Runs every program of every process in turn, round after round; the first is not counted."""
+    """Runs every program of every process in turn, in rounds of which the first is not counted."""
     sides = {}
     try:
         for name, command in commands.items():
@@ -96,8 +96,8 @@ def interpreter(venv: Path, packages: list[str]) -> str:
 def start(command: Command) -> Side:
     """Starts `python -m module` on the settings, and waits until it has compiled.
 
-    JAX has `num_devices` of the settings there, of which it must know before anything asks. XLA's
-    flags are `XLA_FLAGS`: those of pgjax are in this process, and others must not have them.
+    JAX has `num_devices` of the settings there, which it must know before anything asks for
+    devices. XLA's flags are `XLA_FLAGS`: this process has those of pgjax, and others must not.
     """
     python, module, settings, environment = command
     told = {"JAX_NUM_CPU_DEVICES": str(settings["num_devices"]), "XLA_FLAGS": XLA_FLAGS}
@@ -149,14 +149,14 @@ def serve(
     Args:
       programs: by name, functions that can be jitted.
       arguments: of all of them.
-      evaluate: of what a program put out; see `answer`.
+      evaluate: called with the outputs of a program; see `answer`.
       packages: whose versions to tell.
       compiler_options: what a library itself tells XLA.
     """
     import jax
 
     options = dict(compiler_options or {})
-    # Else GPUs and TPUs would round the factors of products; a CPU has nothing to choose.
+    # Otherwise GPUs and TPUs would round the factors of products; on a CPU there is no choice.
     precision = None if jax.default_backend() == "cpu" else "float32"
 
     compiled, compile_seconds = {}, {}
@@ -180,14 +180,14 @@ def answer(
     evaluate: Callable[[Any], dict],
     packages: list[str],
 ) -> None:
-    """Runs whichever is asked for, and times it.
+    """Runs whichever program is asked for, and times it.
 
-    To `evaluate` it answers with what `evaluate(outputs of the last run)` makes of them, untimed.
+    The line `evaluate` is answered with `evaluate(outputs of the last run)`, untimed.
 
     Args:
-      runs: by name, what is timed; each returns when it is through.
+      runs: by name, what is timed; each returns when it is done.
       compile_seconds: by name.
-      evaluate: of what a run put out.
+      evaluate: called with the outputs of a run.
       packages: whose versions to tell.
     """
     versions = {package: version(package) for package in packages}
@@ -205,9 +205,9 @@ def answer(
 
 
 def come_to_rest() -> None:
-    """Waits until this process does nothing any more, half a minute at most.
+    """Waits until this process is idle, half a minute at most.
 
-    XLA goes on to free memory when it has answered, at the expense of whoever is timed next.
+    XLA goes on freeing memory after it has answered, at the expense of whatever is timed next.
     """
     for _ in range(300):
         cpu = time.process_time()

@@ -1,9 +1,9 @@
 """How training scales over devices of one process, and over processes of one device each.
 
-An update of 128 steps of CartPole whose episodes do not end, so that every step is live. Strong
-scaling shares out 4096 rows, whatever there is; weak scaling gives 2048 rows to every device. The
-processes are those of `pgjax train --distributed` on this machine, eight at most, one a device
-of it. Efficiency is steps a second and device, over those of one device in the same round.
+An update has 128 steps of CartPole whose episodes do not end, so that every step is live. Strong
+scaling shares out 4096 rows over all devices, however many; weak scaling gives 2048 rows to each.
+Processes are joined as by `pgjax train --distributed`, on this machine: eight at most, each with
+one device. Efficiency is steps a second per device, over those of one device in the same round.
 
     python -m benchmarks.scaling             # all of it
     python -m benchmarks.scaling --smoke     # tiny, to see that it runs; writes nothing
@@ -36,7 +36,7 @@ class Shape(NamedTuple):
 
 
 def shapes(most: int) -> list[Shape]:
-    """Powers of two up to what there is, as devices of one process and as processes of one."""
+    """Powers of two up to `most`, as devices of one process and as processes of one device."""
     counts = [2**power for power in range(most.bit_length())]
     several = [Shape(count, 1) for count in counts if 1 < count <= MOST_PROCESSES]
     return [*(Shape(1, count) for count in counts), *several]
@@ -50,7 +50,7 @@ def num_devices() -> int:
 
 
 def start(shape: Shape, num_rows: dict[str, int], horizon: int) -> list[Side]:
-    """The processes of a job, when all of them have compiled."""
+    """The processes of a job, once all of them have compiled."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{listening.getsockname()[1]}"
@@ -112,7 +112,7 @@ def measure(smoke: bool) -> list[kept.Row]:
 
 
 def efficiency(own: list[float], of_one: list[float], shape: Shape) -> list[float]:
-    """What a device does as part of a shape, over what one does alone, by round."""
+    """The rate of each device of a shape, over that of one device alone, by round."""
     return [rate / (shape.size * one) for rate, one in zip(own, of_one, strict=True)]
 
 

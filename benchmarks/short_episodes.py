@@ -1,10 +1,10 @@
-"""Live steps a second of whole episodes beside those of windows, while episodes are short.
+"""Live steps a second with whole episodes, beside those with windows, while episodes are short.
 
 Actor and critic (GAE, one update of each) at the start of training on CartPole, and on Breakout,
-which shows a hundred times as many entries a step: an episode lasts ten or twenty of at most 128
-steps, so that most of a batch of episodes is padding, where a window has none. A call makes several
-updates, as training does, all from the initial parameters, so that episodes stay short. Steps are
-live ones; ratios are taken within a round.
+whose observations have a hundred times as many entries. An episode then lasts ten or twenty of at
+most 128 steps, so that most of a batch of episodes is padding; windows have none. A call makes
+several updates, as training does, all from the initial parameters, so that episodes stay short.
+Steps are live ones; ratios are taken within a round.
 
     python -m benchmarks.short_episodes             # all of it
     python -m benchmarks.short_episodes --smoke     # tiny, to see that it runs; writes nothing
@@ -27,11 +27,11 @@ SMOKE = {"num_rows": {"CartPole-v1": [2]}, "horizon": 4, "rows_a_call": 4}
 KINDS = ("segments", "episodes")
 ROUNDS = 25
 LEAST_SECONDS = 0.25
-"""Seconds of a round of one program at least, as many calls as they hold."""
+"""The least seconds of a round of one program, which are filled with several calls."""
 
 
 def updates(setting: training.Setting, num_updates: int) -> training.Program:
-    """Some updates, each from the initial state; what comes of them is looked at, and dropped."""
+    """Several updates, each from the initial state; of the results only a norm is kept."""
     one = training.step(setting, training.mesh(setting.num_rows))
 
     def run(key, state):
@@ -45,7 +45,7 @@ def updates(setting: training.Setting, num_updates: int) -> training.Program:
 
 
 def measure(smoke: bool) -> list[kept.Row]:
-    """Steps a second of both kinds, and how often as many windows make."""
+    """Steps a second of both kinds, and as a multiple of those of windows."""
     chosen, rounds, least = (SMOKE, 1, 0.0) if smoke else (SETTINGS, ROUNDS, LEAST_SECONDS)
     rows = []
     for env, numbers in chosen["num_rows"].items():

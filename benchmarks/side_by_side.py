@@ -1,7 +1,7 @@
 """Environment steps a second of whole trainings on CartPole: pgjax beside other programs.
 
-Every program has a process of its own that is kept alive, and they train in turn, round after
-round, from the start. Steps are live ones; ratios are taken within a round. rejax and
+Every program has a process of its own that is kept alive. They take turns, round after round, each
+time training from the start. Steps are live ones; ratios are taken within a round. rejax and
 Stable-Baselines3 get virtual environments of their own.
 
     python -m benchmarks.side_by_side                # keeps the result
@@ -69,7 +69,7 @@ DIFFERENT = {
 def commands(
     comparison: str, settings: dict, rejax: str | None, sb3: str | None
 ) -> dict[str, rounds.Command]:
-    """How the programs of a comparison are started, the first of pgjax first."""
+    """How the programs of a comparison are started; the first is pgjax's."""
     cores = machine.cores()
     one, own = settings | {"num_devices": 1}, sys.executable
     every = settings | {"num_devices": cores}
@@ -92,7 +92,7 @@ def commands(
 
 
 def measure(comparison: str, started: dict[str, rounds.Command], num_rounds: int) -> list[kept.Row]:
-    """A row for each program: steps a second, and how often as many the first program makes."""
+    """A row for each program: steps a second, and those of the first as a multiple of them."""
     timed = rounds.compare(started, num_rounds)
     speeds = [[one.evaluation["env_steps"] / x for x in one.seconds] for one in timed]
     return [
@@ -151,7 +151,7 @@ def show(rows: list[kept.Row]) -> None:
 
 
 def differences(rows: list[kept.Row]) -> list[str]:
-    """In what each program differs from the others, a line each."""
+    """How each program differs from the others, a line for each."""
     programs = [str(row["case"]["program"]) for row in rows]
     return [
         f"{name}: {text}"

@@ -1,16 +1,17 @@
 """Environment steps a second of a sweep, beside one run of as many environments, CartPole.
 
-64 configurations of 64 environments (2048 on an accelerator) are trained as `pgjax sweep` trains
-them, but for records and evaluation: vmapped, and shared out over the devices. Against them stands
-one run of all of their environments as `pgjax train` trains it, which shares them out over all
-devices, and the same on one device. Configurations come in three kinds: seeds of one configuration;
-numbers that differ and learn alike; and learning rates over four decades, most of which hardly
-learn, so that short episodes and long ones are stepped side by side.
+64 configurations (2048 on an accelerator) of 64 environments each are trained as `pgjax sweep`
+trains them, but for records and evaluation: vmapped, and shared out over the devices. They are
+compared with one run that has all of their environments, trained as by `pgjax train`, which shares
+the environments out over all devices; and with the same run on one device. Configurations come in
+three kinds: seeds of one configuration; different numbers with which runs learn alike; and learning
+rates over four decades, with most of which runs hardly learn, so that short episodes and long ones
+are stepped side by side.
 
 Each program trains from the start, in turn with the others; a round is a whole training, and its
 throughput is all live steps over all seconds. A call makes one update, as is the default, or
-several (`updates_per_call`). Devices that share out runs may come to be a call apart; those that
-share out environments wait for each other at each update. Memory is XLA's analysis.
+several (`updates_per_call`). Devices that share out runs may drift a call apart; those that share
+out environments wait for each other at each update. Memory is by XLA's analysis.
 
     python -m benchmarks.sweep             # all of it
     python -m benchmarks.sweep --smoke     # tiny, to see that it runs; writes nothing
@@ -93,7 +94,7 @@ def sweeps(kinds: dict[str, list[Any]], devices: Any) -> dict[str, Program]:
 
 
 def round_of(programs: dict[str, Program], num_updates: int, at_once: int = 1) -> dict[str, float]:
-    """Live steps a second of each program over a training of so many updates a call, in turn."""
+    """Live steps a second of each program, in turn, over a training of `at_once` updates a call."""
     speeds = {}
     for kind, (trainer, inputs, _) in programs.items():
         waits = kind.startswith("one run")  # as `pgjax train` does for the end of each call

@@ -1,7 +1,7 @@
 """Kernels, timed one by one: `pytest benchmarks --benchmark-only -n 0`.
 
-Each is compiled before it is timed. To compare two states of the code, save one with
-`--benchmark-save=before` and name it with `--benchmark-compare` at the other.
+Each is compiled before it is timed. To compare two states of the code, run one with
+`--benchmark-save=before` and the other with `--benchmark-compare`.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ class Kernel(NamedTuple):
 
 
 def kernels(setting: Setting) -> Mapping[str, Kernel]:
-    """All kernels by name, on trajectories of a setting whose every other row ended half way."""
+    """All kernels by name, on trajectories of a setting; every other row ends half way."""
     own = training.parts(setting)
     env, env_params, policy, value_function = own
     num_rows, horizon = setting.num_rows, setting.horizon
@@ -89,7 +89,7 @@ def is_finite(tree: Any) -> bool:
 
 @pytest.fixture(scope="module")
 def compiled():
-    """Makes a kernel's call; at toy size where nothing is timed."""
+    """A function of a kernel's name and a setting that gives the compiled call."""
     made: dict[Setting, Mapping[str, Kernel]] = {}
 
     def get(name, setting):

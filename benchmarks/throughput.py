@@ -1,11 +1,11 @@
 """Live environment steps a second of training, one axis varied at a time.
 
-The base is 1024 rows of 128 steps with 2 x 64 tanh, on all devices. Rows are episodes, which end,
-or segments, whose rows go on. The learner is an actor alone, or an actor and a critic (GAE, one
+The base is 1024 rows of 128 steps with 2 x 64 tanh, on all devices. Rows are whole episodes, or
+segments of rows that go on. The learner is an actor alone, or an actor and a critic (GAE, one
 update of each); segments need a critic. CartPole is measured at the start of training, when
 episodes last twenty steps, and with episodes that do not end; Pendulum never ends within 128 steps,
 and Breakout ends early. Every call trains from the same initial state, so that the work stays the
-same. What only pads a batch is not counted.
+same. Steps that only pad a batch are not counted.
 
     python -m benchmarks.throughput               # all of it
     python -m benchmarks.throughput --smoke       # tiny, to see that it runs; writes nothing
@@ -34,7 +34,7 @@ AXES = {
 }
 ROUNDS = 3
 LEAST_SECONDS = 0.2
-"""Seconds of a round of one program at least, as many updates as they hold."""
+"""The least seconds of a round of one program, which are filled with several updates."""
 
 
 def groups(smoke: bool) -> Iterator[tuple[str, list[Setting]]]:

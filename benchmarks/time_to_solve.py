@@ -1,7 +1,7 @@
 """Seconds from the return key to a solved CartPole: `pgjax train`, once for each of ten seeds.
 
-Imports, compilation, training, the evaluation, a checkpoint and the figure are all in it. Solved is
-a mean return of at least 475 over 100 fresh episodes.
+Imports, compilation, training, the evaluation, a checkpoint and the figure are all included. Solved
+means a mean return of at least 475 over 100 fresh episodes.
 
     python -m benchmarks.time_to_solve            # all of it
     python -m benchmarks.time_to_solve --smoke    # one tiny run, to see that it works

@@ -23,9 +23,9 @@ def interleaved(
     Args:
       calls: by name; what they return is waited for.
       rounds: how often each is timed.
-      least: seconds of a round at least: what is quicker is called several times in a row, of
-        which the median counts. A host that takes a processor away for 40 ms ruins one call, and
-        would ruin the mean of all.
+      least: the least seconds of a round: what is quicker is called several times in a row, and
+        the median counts. A host that takes a processor away for 40 ms ruins one call, and would
+        ruin the mean of all.
     """
     rest = come_to_rest if rounds > 1 else lambda: None
     for call in calls.values():
@@ -39,7 +39,7 @@ def interleaved(
         for name, call in calls.items():
             rest()
             if repeats[name] > 1:
-                seconds(call)  # what ran before has taken the caches
+                seconds(call)  # refills the caches, which what ran before has taken
             found[name].append(
                 statistics.median(seconds(call) for _ in range(max(1, repeats[name])))
             )

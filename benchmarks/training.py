@@ -1,4 +1,4 @@
-"""One step of training, as a user of the library puts it together; what several scripts measure."""
+"""One step of training, as a user of the library puts it together; several scripts measure it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ ENDLESS = {
 
 
 def compile(function: Callable[..., Any], *args: Any) -> jax.stages.Compiled:
-    """What `function` compiles to with what pgjax tells the compiler, in float32 by default."""
+    """`function`, compiled with what pgjax tells the compiler, in float32 by default."""
     known = backends.current()
     jitted = jax.jit(function, compiler_options=dict(known.compiler_options))
     with backends.products(known.precisions[0]):
@@ -49,7 +49,7 @@ class Step(NamedTuple):
     def compile(self) -> "Program":
         """The compiled step, to be called with its own state again and again."""
         compiled = compile(self.function, self.key, self.state)
-        # Where it wants them: moving them is not to be part of every call.
+        # Placed where the program wants them, so that calls need not move them.
         args = jax.device_put((self.key, self.state), compiled.input_shardings[0])
         return Program(compiled, args)
 
@@ -65,7 +65,7 @@ class Program(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What acts in what."""
+    """An environment, and the policy and value function for it."""
 
     env: Any
     env_params: Any
@@ -92,7 +92,7 @@ def step(setting: Setting, mesh: jax.sharding.Mesh | None = None) -> Step:
     """The step of a setting, on the devices of a mesh.
 
     Raises:
-      ValueError: a setting that the library does not have, as segments without a critic.
+      ValueError: a setting that the library does not have, such as segments without a critic.
     """
     own = parts(setting)
     critic = setting.learner == "actor-critic"
@@ -159,17 +159,17 @@ def trajectory_bytes(setting: Setting) -> int:
 
 
 def mesh(num_rows: int | None = None) -> jax.sharding.Mesh | None:
-    """All devices, or as many as share out the rows evenly; None for one."""
+    """All devices, or as many as can share out the rows evenly; None if that is one."""
     counts = range(1, len(DEVICES) + 1)
     count = max(x for x in counts if num_rows is None or num_rows % x == 0)
     return sharding.mesh(DEVICES[:count]) if count > 1 else None
 
 
 def temporary_bytes(compiled: jax.stages.Compiled) -> int:
-    """Bytes a compiled program needs beside its inputs and outputs, on each of its devices.
+    """Bytes a compiled program needs besides its inputs and outputs, on each of its devices.
 
     Raises:
-      RuntimeError: the backend does not tell.
+      RuntimeError: the backend does not say.
     """
     analysis = compiled.memory_analysis()
     if analysis is None:
