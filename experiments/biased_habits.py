@@ -1,10 +1,10 @@
 """What three habits do to the gradient: standardising, counting oneself, ending at the time limit.
 
-Standardised advantages, the mean gradient against the truth, exactly and by the number of episodes
-K, on two bandits: one whose contexts have rewards of different size, and a lottery that is usually
-won and loses on average. A baseline that includes the own return, likewise. A time limit that is
-taken for a natural end: its gradient, exactly, on a continuing task; the values that are learned
-where each should be c; and, for two of the three, what it costs in return.
+Standardised advantages: the exact mean gradient against the true one, by the number of episodes K,
+on two bandits: one whose contexts have rewards of different sizes, and a lottery that is usually
+won but loses on average. A baseline that includes an episode's own return: likewise. A time limit
+that is taken for a natural end: the exact gradient on a continuing task, and the values that are
+learned where every true value is one. For two of the three, also what they cost in return.
 
     python -m experiments.biased_habits            (about a minute and a half on two cores)
     python -m experiments.biased_habits --quick
@@ -47,7 +47,7 @@ RATES = {"policy": 0.01, "value": 0.3}
 
 
 class EndsAtLimit(TabularMDP):
-    """The third habit: what the time limit cuts has ended."""
+    """The third habit: an episode that the time limit cuts counts as ended."""
 
     def is_terminated(self, state, params):
         at_limit = state.time >= params.max_steps_in_episode
@@ -88,7 +88,7 @@ def study(quick: bool) -> report.Findings:
 
 
 def contexts() -> MDP:
-    """Nine times in ten an arm is worth one, else ten; the other arm nothing."""
+    """One arm is worth one nine times in ten and ten otherwise; the other is worth nothing."""
     ends = np.arange(3) == 2
     reward = np.zeros((3, 2, 3))
     reward[:2, 1, 2] = [1, 10]
@@ -101,7 +101,7 @@ def contexts() -> MDP:
 
 
 def lottery(scale: float = 1.0) -> MDP:
-    """One arm wins one nine times in ten and loses twenty else, the other does nothing."""
+    """One arm wins one nine times in ten and loses twenty otherwise; the other does nothing."""
     transition = np.zeros((3, 2, 3))
     transition[:, 0, 1] = 1
     transition[:, 1] = [0, 0.9, 0.1]
@@ -115,7 +115,7 @@ BANDIT_POLICY, BANDIT_PARAMS = policies.tabular(3, 2), np.zeros((3, 2))
 
 
 def mean_gradients(mdp: MDP, choices: dict[Any, tuple[Estimator, int]]) -> dict[Any, jax.Array]:
-    """Exact mean gradients of estimators with so many episodes, and the truth, as one program."""
+    """Exact mean gradients of `(estimator, episodes)` pairs, and the truth, in one program."""
 
     def of(params):
         found = {
@@ -165,7 +165,7 @@ def length(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def learn_bandit(choice: Estimator, num_seeds: int, num_updates: int) -> np.ndarray:
-    """Exact returns on the lottery while four episodes an update are learned from."""
+    """Exact returns on the lottery while learning from four episodes an update."""
     mdp = lottery()
     env = environments.tabular_mdp(mdp)
     gradient_fn = gradients.policy_gradient(
@@ -230,7 +230,7 @@ def chain() -> MDP:
 
 
 def even(mdp: MDP, reward: float) -> MDP:
-    """The same whatever is done."""
+    """The same MDP with one reward, whatever is done."""
     return mdp._replace(reward=np.full_like(mdp.reward, reward))
 
 
@@ -241,7 +241,8 @@ VALUE = policies.tabular_value(CHAIN)
 def cut_gradient(limit: int) -> dict[str, dict[str, float]]:
     """Mean gradients of episodes cut at a limit with the exact values of the endless task.
 
-    Against the endless objective; the last, whose lambda is one, also against that of the limit.
+    They are compared with that of the endless objective; the last, whose lambda is one, also with
+    that of the limit.
     """
     mdp = chain()
     truth, _ = exact.exact_gradient(mdp, POLICY, HYPER, horizon=None)(NO_KEY, PARAMS)
@@ -278,7 +279,7 @@ def moments(mdp: MDP, limit: int, values: jax.Array, lambdas: jax.Array) -> exac
 
 
 def constant_rewards() -> dict[str, dict[str, float]]:
-    """Where every value is one and no action matters: mean and spread of the gradient."""
+    """Mean and spread of the gradient where every value is one and no action matters."""
     mdp = even(chain(), 1 - GAMMA)
     values = jnp.stack(both_ends(jnp.ones(CHAIN), LIMIT))
     found = moments(mdp, LIMIT, values, jnp.full(2, HYPER.lambda_))
@@ -292,7 +293,7 @@ def constant_rewards() -> dict[str, dict[str, float]]:
 
 
 def actor_critic(mdp: MDP, choice: Estimator, ends: bool, num_episodes: int, horizon: int):
-    """Its gradient under any time limit, `(limit) -> GradientFn`; the limit may be traced."""
+    """The gradient under any time limit, `(limit) -> GradientFn`; the limit may be traced."""
     env: Any = EndsAtLimit(mdp) if ends else environments.tabular_mdp(mdp)
 
     def within(limit):
@@ -311,7 +312,7 @@ def actor_critic(mdp: MDP, choice: Estimator, ends: bool, num_episodes: int, hor
 
 
 def critic(ends: bool, limits: tuple[int, ...]) -> list[float]:
-    """Learned by temporal differences in a single state, the top, whose value is one."""
+    """Values learned by temporal differences in a single state, the top, whose value is one."""
     mdp = even(chain(), 1 - GAMMA)._replace(initial=np.eye(CHAIN)[-1])
     within = actor_critic(mdp, TD, ends, 1, max(limits))
     parts: Any = {"policy": optax.set_to_zero(), "value": optax.sgd(1.0)}
@@ -327,7 +328,7 @@ def critic(ends: bool, limits: tuple[int, ...]) -> list[float]:
 
 
 def fixed_point(limit: int) -> float:
-    """Of V = r + gamma (1 - 1/T) V with r = 1 - gamma: one step in T is the last."""
+    """The solution of V = r + gamma (1 - 1/T) V, r = 1 - gamma: one step in T is the last."""
     return (1 - GAMMA) / (1 - GAMMA * (1 - 1 / limit))
 
 

@@ -1,9 +1,9 @@
-"""Bias and variance of every estimator there is: do the oracle and the audit agree, which is best?
+"""Bias and variance of every estimator: do the oracle and the audit agree, and which is best?
 
 All forms, baselines and state weightings that `estimators.estimator` accepts, and the all-action
 gradient with exact values, on three finite MDPs: exact moments against an audit of sampled
 episodes. Estimators that read values get a table that is half of what it should be. All gradients
-are of K episodes, whether the estimator couples them or not, and of the same K. Baselines that are
+are of the same number of episodes K, whether the estimator couples them or not. Baselines that are
 ratios over the batch have exact moments on the smallest MDP only, where batches are enumerated.
 
     python -m experiments.catalogue            (about four minutes on two cores)
@@ -88,7 +88,7 @@ def study(quick: bool) -> report.Findings:
 
 
 def everything(quick: bool) -> dict[str, dict[Any, Row]]:
-    """All estimators on all tasks; quickly, two forms on the smallest."""
+    """All estimators on all tasks; if quick, two forms on the smallest."""
     rows = {}
     for index, (name, make) in enumerate(TASKS.items()):
         if name == "tiny" or not quick:
@@ -108,7 +108,7 @@ def accepted():
 
 
 def different(quick: bool):
-    """Those that are not another one under a second name; quickly, some of them."""
+    """Those that are not another estimator under a second name; if quick, some of them."""
     for choice in accepted():
         if quick and not (choice.form in QUICK_FORMS and choice.state_weighting == "discounted"):
             continue
@@ -140,7 +140,7 @@ def random_task() -> Task:
 
 
 def tiny_task() -> Task:
-    """Two states and the end, two actions, three steps: 39 episodes that can happen."""
+    """Two states and the end, two actions, three steps: 39 possible episodes."""
     transition = np.zeros((3, 2, 3))
     transition[0] = [[0.7, 0.3, 0], [0, 0.6, 0.4]]
     transition[1] = [[0.5, 0.5, 0], [0, 0, 1]]
@@ -156,7 +156,7 @@ TASKS = {"short corridor": corridor, "random": random_task, "tiny": tiny_task}
 
 
 def task(mdp: MDP, policy: Policy, logits: jax.Array, *, discount: float, horizon: int) -> Task:
-    """A task whose values are half the mean over time, and whose constant is the return."""
+    """A task whose values are half the true mean over time; its constant is the return."""
     hyper = Hyper(discount=discount, lambda_=0.8, n=2)
     of_mdp = (mdp, policy, logits)
     true = exact.values(*of_mdp, hyper, horizon=horizon).state[:-1]
@@ -184,7 +184,7 @@ def of_task(
 
 
 def exact_moments(task: Task, choices: list[Estimator]) -> dict[Any, tuple[float, float]]:
-    """Trace and squared bias of all estimators that have exact ones, in one program."""
+    """Trace and squared bias of all estimators for which they are exact, in one program."""
     known = [x for x in choices if task.tiny or x.baseline not in COUNTS_BATCH]
 
     def of(params):
@@ -273,7 +273,7 @@ def row(moments: tuple[float, float] | None, found: Audit, norm: float) -> Row:
 
 
 def agreement(rows: list[Row]) -> dict[str, Any]:
-    """How many intervals hold the truth, and how far the worst is from it."""
+    """How many intervals hold the truth, and how far off the worst measured trace is."""
     known = [row for row in rows if row["exact"]]
     unbiased = [row for row in known if row["squared_bias"] == 0]
     biased = [row for row in known if row["squared_bias"] > 0]
@@ -297,12 +297,12 @@ def agreement(rows: list[Row]) -> dict[str, Any]:
 
 
 def trace_of(row: Row) -> float:
-    """Exact where it can be."""
+    """The trace, exact where it can be."""
     return row["trace"] if row["exact"] else row["trace_measured"][0]
 
 
 def bias_of(row: Row) -> float:
-    """Squared, exact where it can be."""
+    """The squared bias, exact where it can be."""
     return row["squared_bias"] if row["exact"] else row["squared_bias_measured"][0]
 
 
@@ -328,7 +328,7 @@ def spread_by_coupling(rows: dict[Any, Row]) -> dict[str, float]:
 
 
 def best(rows: dict[Any, Row]) -> dict[int, str]:
-    """The estimator of least error but for all-action, by the number of episodes."""
+    """The estimator of least error, all-action left out, by the number of episodes."""
     named = {name: row for name, row in rows.items() if name != ALL_ACTION}
     spread = {name: trace_of(row) for name, row in named.items()}
     error = lambda name, n: spread[name] * K / n + max(bias_of(named[name]), 0.0)
@@ -455,7 +455,7 @@ def zeros(axes: Axes, rows: list[Row], num_replicates: int, colour: str) -> None
 
 
 def table(axes: Axes, name: str, rows: dict[Any, Row]) -> None:
-    """Errors by form and weighting, and baseline."""
+    """Errors by form and weighting, and by baseline."""
     named = {x: row for x, row in rows.items() if isinstance(x, Estimator)}
     lines = list(dict.fromkeys((x.form, x.state_weighting) for x in named))
     columns = list(estimators.BASELINES)

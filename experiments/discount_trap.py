@@ -2,10 +2,10 @@
 
 First exactly, on two steps that look alike to a policy of one parameter: where the expected update
 has the wrong sign, where following it leads, and a second such task where it leads to the policy
-that is worst by the discounted return and by the undiscounted one. Then on random MDPs: how far the
-Jacobian of the update is from the symmetric one of a gradient. Last on CartPole, by the audit and
-in training: direction, length and noise of the update with and without gamma^t, and what is
-reached.
+that is worst by both the discounted and the undiscounted return. Then on random MDPs: how far the
+Jacobian of the update is from symmetric, as that of a gradient would be. Last on CartPole, by the
+audit and in training: direction, length and noise of the update with and without gamma^t, and what
+it reaches.
 
     python -m experiments.discount_trap            (about three minutes on two cores)
     python -m experiments.discount_trap --quick
@@ -97,7 +97,7 @@ def two_steps(first: tuple, second: tuple, *, stops: bool) -> MDP:
 def expected(mdp: MDP, policy: Policy, weighting: str, discount: Any, horizon: int) -> GradientFn:
     """The exact expected update under a state weighting; metrics: both returns.
 
-    The all-action gradient has the mean of reward-to-go, at less work.
+    The all-action gradient has the same mean as reward-to-go, for less work.
     """
 
     def gradient_fn(key, params):
@@ -127,7 +127,7 @@ def both_returns(
 def follow(
     mdps: tuple[MDP, ...], weighting: str, starts: tuple[float, ...]
 ) -> list[dict[str, np.ndarray]]:
-    """Both exact returns along plain ascent of the expected update, in several MDPs at once."""
+    """Both exact returns along plain ascent by the expected update, in several MDPs at once."""
     optimizer = optax.sgd(1.0)
     key = jax.random.key(0)  # an exact update does not look at it
 
@@ -168,10 +168,10 @@ def on_trap(mdp: MDP) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def on_worst_trap(mdp: MDP) -> dict[str, Any]:
-    """Stopping pays 1 now; going on pays -3 later, or -7 if the second action is another.
+    """Stopping pays 1 now; going on pays -3 later, or -7 if the second action differs.
 
-    Going on is worse by either return the more likely it is; but once there, the same action is
-    the better one, and without gamma^t that counts in full.
+    By either return, the more likely going on is, the worse. But once there, the same action is the
+    better one, and without gamma^t that counts in full.
     """
     thetas = jnp.linspace(-10, 10, 201)
     returns = jax.jit(jax.vmap(lambda theta: both_returns(mdp, COIN, theta, GAMMA, 2)))(thetas)
@@ -184,7 +184,7 @@ def on_worst_trap(mdp: MDP) -> dict[str, Any]:
 
 
 def ends(paths: Paths) -> dict[str, Any]:
-    """Where paths begin and lead."""
+    """Where paths begin and where they lead."""
     start = {of: x[0] for of, x in paths["uniform"].items()}
     return {
         "start": start,
@@ -282,7 +282,7 @@ def on_cart_pole_with(discount: Any, weighting: str) -> tuple[Policy, GradientFn
 def learn(
     key: jax.Array, weighting: str, rates: tuple[float, ...], num_seeds: int, num_updates: int
 ) -> dict[str, Any]:
-    """Returns and policies of all runs, `[rates, gammas, seeds, updates]`, which share keys."""
+    """Returns and policies of all runs, `[rates, gammas, seeds, updates]`; keys differ by seed."""
 
     def run(rate, gamma, key):
         policy, gradient_fn = on_cart_pole_with(gamma, weighting)
@@ -339,7 +339,7 @@ def at_best_rate(
 
 
 def scores(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """IQM over seeds with its interval: over all updates, in the last tenth, and differences."""
+    """IQMs over seeds with intervals: over all updates, in the last tenth, and of differences."""
     last = lambda x: x[:, -max(1, x.shape[1] // 10) :].mean(1)
     looks = {
         "all": lambda run: run["return"].mean(1),
@@ -428,7 +428,7 @@ def direction(gamma: float, looks: list[dict[str, Any]]) -> str:
 
 
 def learning(gamma: float, found: dict[str, Any]) -> str:
-    """What training reached without gamma^t against with it."""
+    """What training reached without gamma^t, against what it reached with it."""
 
     def told(look, digits):
         centre = lambda name: f"{float(found[look][name].centre):.{digits}f}"
@@ -448,7 +448,7 @@ def learning(gamma: float, found: dict[str, Any]) -> str:
 
 
 def chance(p_value: float) -> str:
-    """A p-value; far in the tail its law is not known well enough to say more."""
+    """A p-value; far in the tail its distribution is not known well enough to say more."""
     return f"{p_value:.0e}" if p_value > 1e-10 else "below 1e-10"
 
 
@@ -511,7 +511,7 @@ def draw_asymmetry(axes: Axes, shares: dict[str, np.ndarray]) -> None:
 
 
 def draw_cosines(axes: Axes, numbers: dict[str, Any]) -> None:
-    """Directions where the policy was looked at."""
+    """Directions at the points where the policy was looked at."""
     lengths = numbers["episode_length"]
     lines = (
         ("-", "uniform", "cosine", "without, to grad J_gamma"),

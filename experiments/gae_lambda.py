@@ -2,8 +2,8 @@
 
 Squared bias, variance and mean squared error of GAE(lambda) over all of [0, 1]. On a finite MDP
 they are exact, without sampling, under four kinds of values: exact ones, which know the time; the
-best of the state alone; such ones learned from episodes; and random ones. On CartPole, with a
-learned value function, they are measured by the audit.
+best that depend on the state alone; such values learned from episodes; and random ones. On
+CartPole, with a learned value function, they are measured by the audit.
 
     python -m experiments.gae_lambda            (about two minutes on two cores)
     python -m experiments.gae_lambda --quick
@@ -39,7 +39,7 @@ SHOWN = (1, 10, 100, 1000, 10000)
 
 
 class Task(NamedTuple):
-    """Where a gradient is taken: a policy in an environment, and episodes of so many steps."""
+    """Where a gradient is taken: a policy in an environment, and the length of episodes."""
 
     env: Any
     env_params: Any
@@ -121,7 +121,7 @@ def on_finite_mdp() -> tuple[dict[str, Curves], dict[str, Any]]:
 
 
 def random_mdp(key: jax.Array) -> MDP:
-    """Half the time nothing moves, else each action leads to few states; each has its reward."""
+    """Half the time nothing moves, else actions lead to a few states, each with its own reward."""
     transition_key, reward_key = jax.random.split(key)
     shape = (NUM_STATES, NUM_ACTIONS)
     moved = np.asarray(jax.random.dirichlet(transition_key, jnp.full(NUM_STATES, 0.1), shape))
@@ -140,7 +140,7 @@ def ending(value: jax.Array) -> jax.Array:
 
 
 def exact_curves(mdp: MDP, policy: Policy, params: Any, values: jax.Array) -> Curves:
-    """Exact bias and variance for K tables of values `[K, T + 1, S]`, all lambdas: `[K, L]`."""
+    """Exact bias and variance for K tables of values `[K, T + 1, S]` and all lambdas, `[K, L]`."""
 
     def at(value, lambda_):
         hyper = HYPER._replace(lambda_=lambda_)
@@ -156,7 +156,7 @@ def exact_curves(mdp: MDP, policy: Policy, params: Any, values: jax.Array) -> Cu
 
 
 def fit(key: jax.Array, task: Task, *, num_updates: int, num_episodes: int, rate: float) -> Any:
-    """Values by regression on the returns of episodes, the policy standing still."""
+    """Values by regression on the returns of episodes, with the policy held fixed."""
     gradient_fn = gradients.policy_gradient(
         task.env,
         task.env_params,
@@ -177,7 +177,7 @@ def fit(key: jax.Array, task: Task, *, num_updates: int, num_episodes: int, rate
 
 
 def observation(task: Task) -> jax.Array:
-    """A first observation, for the shapes."""
+    """A first observation, for its shape."""
     return task.env.reset_env(jax.random.key(0), task.env_params)[0]
 
 

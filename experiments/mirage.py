@@ -35,7 +35,7 @@ HORIZONS, SCALES = (100, 10), (1.0, 0.1)  # steps an episode, standard deviation
 ENV = environments.point_mass()
 POLICY = policies.make("linear", ENV, ENV.default_params)
 HYPER = Hyper(discount=0.99)
-HELD = {"params": {"Dense_0": False, "free": True}}  # the scale is; else it falls to zero
+HELD = {"params": {"Dense_0": False, "free": True}}  # the scale is held, or else it falls to zero
 OPTIMIZER = optax.chain(optax.adam(0.05), optax.masked(optax.set_to_zero(), HELD))
 PARTS = {
     "trajectory": COLOURS[0],
@@ -86,7 +86,7 @@ def study(quick: bool) -> report.Findings:
 
 
 def ascend(horizon: int, updates: tuple[int, ...]) -> tuple[Any, jax.Array]:
-    """Parameters and returns after so many updates, `[scales, updates, ...]`."""
+    """Parameters and returns after each number of updates, `[scales, updates, ...]`."""
     gradient_fn = exact.exact_gradient(ENV.system, POLICY, HYPER, horizon=horizon)
     key = jax.random.key(0)
     blank = jax.tree.map(jnp.zeros_like, POLICY.init(key, jnp.zeros(4)))["params"]
@@ -120,7 +120,7 @@ def exact_parts(path: Any, horizon: int) -> dict[str, jax.Array]:
 def sampled_parts(params: Any, num_episodes: int) -> dict[str, Estimate]:
     """The parts at the longer horizon, with intervals.
 
-    Without a baseline: V depends on the time here, which a baseline of `obs` does not see.
+    There is no baseline: V depends on the time here, which a baseline of `obs` does not see.
     """
     found = variance_decomposition(
         jax.random.key(0),
@@ -137,7 +137,7 @@ def sampled_parts(params: Any, num_episodes: int) -> dict[str, Estimate]:
 
 
 def sampled_forms(key: jax.Array, params: Any, num_episodes: int) -> Forms:
-    """All forms on common samples, `[N]` each."""
+    """All forms on the same samples, `[N]` each."""
     horizon, discount = HORIZONS[0], HYPER.discount
     visit_key, action_key, *rollout_keys = jax.random.split(key, 4)
     visits = restarts.visit(
@@ -312,7 +312,7 @@ def draw(numbers: dict[str, Any], settings: dict[tuple[int, float], Any]) -> Fig
 
 
 def point(axes: Axes, update: int, estimate: Estimate, colour: str) -> None:
-    """An estimate and its interval; of one that reaches below zero the upper end alone."""
+    """An estimate and its interval; only the upper end of one that reaches below zero."""
     if estimate.low > 0:
         axes.plot([update, update], [estimate.low, estimate.high], color=colour)
         axes.plot(update, estimate.value, "o", color=colour, markersize=4)

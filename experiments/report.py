@@ -1,4 +1,4 @@
-"""What a study leaves: a figure, its numbers and what it found, and the machine it ran on."""
+"""What a study leaves: a figure, its numbers, what it found, and the machine it ran on."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def keep(folder: Path, command: str, findings: Findings, seconds: float) -> None
 
 
 def machine() -> str:
-    """What the figures were measured on."""
+    """The machine that the figures were measured on."""
     return f"{os.cpu_count()} CPU cores, {platform.machine()}, jax {jax.__version__}"
 
 

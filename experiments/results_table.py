@@ -1,6 +1,6 @@
 """What plain REINFORCE reaches on gymnax's environments, beside published PPO scores.
 
-Question: how far do the estimators of this library go on real environments, at what cost?
+Question: how far do the estimators of this library go on real environments, and at what cost?
 Trains every config in `experiments/configs/`, each for ten seeds in one program, and evaluates the
 final policies on fresh episodes, sampling and greedy. Writes `experiments/results/table.json` and
 prints the README's table.
@@ -43,7 +43,7 @@ def train(name: str, directory: Path) -> dict:
     begun = time.perf_counter()
     subprocess.run([*command, "--directory", str(directory)], check=True)
     seconds = time.perf_counter() - begun
-    # Only now: while the command ran, the machine was to be its own.
+    # Imported only now, so that the command had the machine to itself.
     from pgjax.lab import evaluation, records, run
 
     found, progress = run.load(directory / name)

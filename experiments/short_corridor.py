@@ -4,7 +4,7 @@ Three states look alike and the middle one swaps left and right, so that the bes
 One episode an update from a policy that goes left 95 times in 100, with and without a learned
 baseline, and two readings of the update: one step at the end of the episode along its whole
 gradient, or, as the book has it, one at every step of the episode with the parameters moving along.
-Besides the returns that were sampled, the exact ones of the policies that were learned.
+Besides the sampled returns, the exact ones of the learned policies are shown.
 
     python -m experiments.short_corridor            (about five minutes on two cores)
     python -m experiments.short_corridor --quick
@@ -32,7 +32,7 @@ from pgjax.score import GradientFn
 
 Rule = Callable[[Any, Any], tuple[GradientFn, optax.GradientTransformation]]
 
-STEP_SIZES = {  # of the policy and of the baseline; one that never moves is none
+STEP_SIZES = {  # of the policy and of the baseline, which is none if it never moves
     "2^-12": (2**-12, 0),
     "2^-13": (2**-13, 0),
     "2^-14": (2**-14, 0),
@@ -75,7 +75,7 @@ def study(quick: bool) -> report.Findings:
 
 
 def once_an_episode(env: environments.TabularMDP, horizon: int) -> Rule:
-    """The library's: the whole gradient of the episode where it began, by plain ascent."""
+    """The library's rule: plain ascent by the whole gradient, taken where the episode began."""
     gradient_fn = gradients.policy_gradient(
         env,
         env.default_params,
@@ -96,7 +96,7 @@ def once_an_episode(env: environments.TabularMDP, horizon: int) -> Rule:
 
 
 def at_every_step(env: environments.TabularMDP, horizon: int) -> Rule:
-    """The book's: at each step of the episode both move, and the next score is taken there.
+    """The book's rule: both move at each step of an episode, and the next score is taken there.
 
     w <- w + alpha_w (G_t - w),   theta <- theta + alpha (G_t - w) grad log pi(a_t)
     """
@@ -163,7 +163,7 @@ def learn(key: jax.Array, rule: Rule, *, num_runs: int, num_episodes: int) -> di
 
 
 def exact_return(mdp: environments.MDP, right: jax.Array, horizon: int | None) -> jax.Array:
-    """J of going right with a probability."""
+    """J of going right with some probability."""
     table = jnp.log(jnp.stack([1 - right, right]))[None]
     return exact.expected_return(mdp, POLICY, table, HYPER, horizon=horizon)
 
@@ -270,7 +270,7 @@ def describe(numbers: dict[str, Any], found: dict[tuple[str, str], dict[str, Any
 
 
 def draw(curves: dict[tuple[str, str], dict[str, np.ndarray]], optimum: dict[str, float]) -> Figure:
-    """Above what was sampled, mean over the runs; below the exact returns, their median."""
+    """On top the mean of the sampled returns over runs, below the median of the exact ones."""
     figure = Figure(figsize=(9.6, 7.2), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
     colours = dict(zip(STEP_SIZES, COLOURS, strict=False))
