@@ -1,4 +1,4 @@
-"""How far runs have come, and compiled calls further."""
+"""How far runs have come, and the compiled calls that take them further."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -49,9 +49,9 @@ def calls(
 ) -> Iterator[tuple[Progress, dict[str, np.ndarray]]]:
     """Compiled calls of so many updates each, in turn, as `call` gives each.
 
-    A call begins before what the last one gave is fetched, so that devices wait neither for the
-    host nor for each other. It takes the state with it, unless `hold`, asked before, says that the
-    state is wanted: then the call begins no sooner than it is asked for.
+    A call begins before the results of the last one are fetched, so that devices wait neither for
+    the host nor for each other. It takes over the state of the last one, unless `hold`, which is
+    asked first, says that this state is wanted: then the call begins only when it is asked for.
     """
     train = lambda state, size: experiment.train(inputs, state, num_steps=size)
     progress, begun = before, None
@@ -65,7 +65,7 @@ def calls(
 def fetch(
     before: Progress, num_updates: int, state: TrainState | None, metrics: Metrics
 ) -> tuple[Progress, dict[str, np.ndarray]]:
-    """Waits for a call, and adds what it gave to what was before."""
+    """Waits for a call, and adds its results to the progress before it."""
     found = {name: np.asarray(x) for name, x in jax.device_get(metrics).items()}
     env_steps = before.env_steps[:, None] + np.cumsum(found["env_steps"], axis=1, dtype=np.int64)
     skipped = before.skipped[:, None] + np.cumsum(~found["finite"], axis=1)
@@ -75,7 +75,7 @@ def fetch(
 
 
 def sizes(config: Config, update: int = 0) -> Iterator[int]:
-    """Updates of each call left: all alike, but for what remains in the last."""
+    """Updates of each remaining call: all alike, but for the last, which makes what is left."""
     for begun in range(update, config.num_updates, config.updates_per_call):
         yield min(config.updates_per_call, config.num_updates - begun)
 

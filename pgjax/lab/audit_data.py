@@ -69,7 +69,7 @@ def dataset(
 
 
 def table(data: xr.Dataset) -> str:
-    """The results as lines of text, one a checkpoint and estimator."""
+    """The results as lines of text, one for each checkpoint and estimator."""
     header = (
         "update",
         "estimator",

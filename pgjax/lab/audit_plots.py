@@ -28,7 +28,7 @@ def along_training(data: xr.Dataset, output: Path) -> None:
     variance.set_ylabel("variance of one gradient (trace)")
     variance.set_yscale("log")
     snr.set_ylabel("signal to noise, |E g|$^2$ / variance")
-    # Signals fall by orders of magnitude, and the estimate of a small one is as often negative.
+    # Signals fall by orders of magnitude, and estimates of small ones may be negative.
     if float(data["snr"].sel(bound="low").min()) > 0:
         snr.set_yscale("log")
     else:

@@ -46,12 +46,12 @@ from pgjax.lab.experiment import Setting
 DATA, FIGURE = "audit.nc", "audit.png"
 
 FIT_EPISODES = 64
-"""Episodes of an update that fits values, if the run has no fewer."""
+"""Episodes of an update that fits values, unless the run has fewer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """What an audit along a run is, besides the run."""
+    """What defines an audit along a run, besides the run itself."""
 
     estimators: tuple[str, ...]
     num_episodes: int = 32
@@ -232,7 +232,7 @@ def _points(config: Config, run: Path) -> list[Point]:
 
 
 def _fit(ready: Plan) -> Callable[..., Any]:
-    """`(key, params) -> params`, with values of the policy, fitted on episodes of its own."""
+    """`(key, params) -> params` with values of the policy, fitted on its own episodes."""
     if not ready.fits_values:
         return lambda key, params: params
     setting, config = ready.setting, ready.config
@@ -267,7 +267,7 @@ def _fit(ready: Plan) -> Callable[..., Any]:
 
 
 def _reference(ready: Plan) -> tuple[str, Callable[..., Any]]:
-    """What the truth is taken from, and `(key, params) -> ` it, as an audit has it."""
+    """What the truth is taken from, and `(key, params) -> truth`, in the form an audit takes."""
     setting, choices = ready.setting, ready.choices
     if isinstance(setting.env, environments.TabularMDP):
         limit = environments.time_limit(setting.env_params) or setting.horizon

@@ -26,7 +26,7 @@ SEAL = "seal.json"
 def save(directory: Path, update: int, state: Any, identity: str, *, keep: int = 3) -> None:
     """Saves a state whole or not at all, then drops all but the newest checkpoints.
 
-    Of several processes all must call it, with the same state, on a file system that they share.
+    With several processes, all must call it with the same state, on a file system that they share.
 
     Args:
       directory: where checkpoints stand, one folder each.

@@ -12,7 +12,7 @@ from pgjax.lab.statistics import Scores, Summary
 
 TEST = "Mann-Whitney U, two-sided"
 MOST_SPLITS = 20_000
-"""Ways to split runs in two up to which a test with ties goes through all of them."""
+"""Up to so many ways to split runs in two, a test with ties goes through all of them."""
 
 CORRECTION = "Holm"
 
@@ -77,9 +77,9 @@ def holm(p_values: Sequence[float] | np.ndarray, num_comparisons: int | None = N
 
     Args:
       p_values: `[k]`, of some or all of the comparisons.
-      num_comparisons: `m`, the comparisons these were chosen from, by whatever was seen of them;
-        if None, `k`. The first true hypothesis that is rejected comes after at most as many as are
-        false in all, which is what Holm's proof needs, however the k were chosen.
+      num_comparisons: `m`, how many comparisons these were chosen from, even by their results; if
+        None, `k`. However the k were chosen, no more hypotheses are rejected before the first true
+        one than are false in all, which is what Holm's proof needs.
 
     Raises:
       ValueError: fewer comparisons than p-values.
@@ -102,13 +102,13 @@ def compare(
 ) -> list[Comparison]:
     """Compares the runs of X with those of others, one by one, and corrects for their number.
 
-    The test takes the runs of either as independent. What runs with the same seed have in common
-    makes it cautious: their difference varies less than it is taken to.
+    The test takes the runs of the two as independent. What runs with the same seed have in common
+    makes it cautious: their difference varies less than the test assumes.
 
     Args:
       first: scores of X, `[runs]`.
       others: name -> scores, `[runs]`.
-      num_comparisons: the comparisons these are chosen from; if None, these are all.
+      num_comparisons: how many these are chosen from; if None, these are all.
     """
     tests = [_test(first, runs) for runs in others.values()]
     corrected = holm([test.pvalue for test in tests], num_comparisons)

@@ -13,7 +13,7 @@ import tyro
 import yaml
 
 ENV_PARAMS = "env_params."
-"""What names of the environment's parameters start with, beside those of a config's fields."""
+"""Prefix of the environment's parameters where they are named beside a config's fields."""
 
 OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd")
 """Optimisers a run can ascend with, each by its name in optax."""
@@ -175,7 +175,7 @@ def dump(config: Config) -> str:
 
 
 def validate(config: Config) -> None:
-    """Refuses what no run can be, as far as the core's own constructors do not.
+    """Refuses what no run can be, unless the core's own constructors refuse it.
 
     Raises:
       ValueError: names the argument, its value and what is allowed.

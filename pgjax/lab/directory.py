@@ -17,7 +17,7 @@ from pgjax.lab.config import Config
 from pgjax.lab.refusals import RefusalError
 
 LOCK = ".lock"
-"""The file by which a process has a directory for itself; it stays there, empty."""
+"""The file by whose lock a process has a directory for itself; it stays there, empty."""
 
 
 class Directory(NamedTuple):
@@ -107,7 +107,7 @@ def make(config: Config, name: str, files: Mapping[str, str]) -> Path:
       ValueError: the config chose the name, and a directory of that name exists.
     """
     parent = Path(config.directory)
-    # Named by the process: runs that start in the same second do not share it.
+    # Named by the process, so that runs that start in the same second do not share it.
     part = parent / f".{name}.{os.getpid()}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -178,13 +178,13 @@ def listing(path: Path) -> str:
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Yields where to write a file or a directory, which is moved to `path` if all goes well."""
-    # Of the same suffix, which some writers choose the format by.
+    # With the same suffix, by which some writers choose the format.
     part = path.with_name(f".part-{path.name}")
     _remove(part)
     try:
         yield part
         if part.is_dir():
-            _remove(path)  # a directory replaces none that holds something
+            _remove(path)  # a directory cannot replace one that is not empty
         part.replace(path)
     finally:
         _remove(part)

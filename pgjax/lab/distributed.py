@@ -1,7 +1,7 @@
 """One training by many processes: how they find each other, agree, and end together.
 
 Every process runs the same program on the devices of all of them. The leader alone writes and
-prints. All functions may be called by a process that is alone, where they do nothing.
+prints. A process that is alone may call all of these functions; they then wait for nobody.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ def joined(job: Job) -> Iterator[None]:
     back, unless they end the process for a reason of their own.
 
     Raises:
-      ValueError: the job cannot be, or is not found in time.
+      ValueError: an impossible job, or one that is not found or joined in time.
     """
     _check(job)
     machine.prepare()
@@ -120,7 +120,7 @@ def together(function: Callable[[], Result]) -> Result:
     """What `function` returns, on each process, if none of them refuses.
 
     Raises:
-      RefusalError: on every process what the first of those that refuse has to say.
+      RefusalError: on every process, with the message of the first one that refuses.
     """
     if jax.process_count() == 1:
         return function()
@@ -167,7 +167,7 @@ def largest(number: int) -> int:
 
 
 def wait_for_all() -> None:
-    """Waits until every process has come here, however long what it does before takes."""
+    """Waits until every process has come here, for `WAIT` seconds at most."""
     if jax.process_count() == 1:
         return
     import orbax.checkpoint as ocp

@@ -1,4 +1,4 @@
-"""From a config to the pure functions of a run, and to what they are given."""
+"""From a config to the pure functions of a run, and to their inputs."""
 
 import dataclasses
 import functools
@@ -38,11 +38,11 @@ NUMBERS = (
     "max_grad_norm",
     "initial_log_std",
 )
-"""What a compiled program of a run takes as an argument, beside numbers of the environment."""
+"""Numbers that a compiled program takes as arguments, beside those of the environment."""
 
 
 class Inputs(NamedTuple):
-    """All that tells one run from another of the same program: keys, one a purpose, and numbers."""
+    """All that tells runs of one program apart: keys, one for each purpose, and numbers."""
 
     init: jax.Array
     train: jax.Array
@@ -59,7 +59,7 @@ class Experiment(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What a run acts in and with, whatever it estimates the gradient by."""
+    """What a run acts in and with, however it estimates the gradient."""
 
     env: Any
     env_params: Any
@@ -85,9 +85,9 @@ def setting(config: Config) -> Setting:
 
 
 def as_possible(config: Config) -> Config:
-    """A run's config as this device can go on with it: where it lacks the precision, in float32.
+    """A run's config as this device can go on with it: in float32 if it lacks the precision.
 
-    It warns of that.
+    It warns of the change.
     """
     own = backends.current().precisions
     if config.precision in own or not backends.having(config.precision):
@@ -101,7 +101,7 @@ def as_possible(config: Config) -> Config:
 
 
 def check_numbers(config: Config) -> None:
-    """Refuses numbers that no run can have; what shapes its program is left to `build`.
+    """Refuses numbers that no run can have; choices that shape its program are left to `build`.
 
     Raises:
       ValueError: names the argument, its value and what is allowed.
@@ -114,8 +114,8 @@ def check_numbers(config: Config) -> None:
 def numbers(config: Config) -> dict[str, float]:
     """The numbers of a run that its program takes as arguments, by name.
 
-    Runs that differ in nothing else share a program. The weight of an entropy bonus that is zero
-    and a norm of None are no numbers: their programs have no bonus and clip nothing.
+    Runs that differ in nothing else share a program. An entropy cost of zero and a clipping norm of
+    None are not among them: such programs have no bonus, or clip nothing.
     """
     own = {name: getattr(config, name) for name in NUMBERS}
     if own["entropy_cost"] == 0:
@@ -188,7 +188,7 @@ def build(config: Config, mesh: Mesh | None = None) -> Experiment:
         inputs: Inputs, params: Any, *, num_episodes: int, draw: int = 0, greedy: bool = False
     ):
         own, _, _ = parts(inputs.numbers)
-        # Which episodes come first does not depend on how many there are: enough for all devices.
+        # The first episodes do not depend on how many follow: enough for all devices are played.
         num_devices = 1 if mesh is None else mesh.size
         trajectory = rollout.episodes(
             jax.random.fold_in(inputs.evaluation, draw),
@@ -259,7 +259,7 @@ def optimizer(
 
 
 def in_precision(precision: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, whose matrix products have a precision, where there is one to choose."""
+    """`function` with its matrix products in a precision, where there is one to choose."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -296,7 +296,7 @@ def _schedule(config: Config, learning_rate: Any) -> optax.ScalarOrSchedule:
 
 
 def _at(base: Setting, config: Config, numbers: Mapping[str, Any]) -> Setting:
-    """A setting with given numbers, which may be traced, in place of the config's own."""
+    """A setting with the given numbers, which may be traced, in place of the config's own."""
     theirs = {
         name.removeprefix(ENV_PARAMS): x
         for name, x in numbers.items()

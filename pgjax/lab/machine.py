@@ -31,9 +31,9 @@ SHARE = 0.8
 
 
 def devices() -> list[Any]:
-    """The devices of this process; on a CPU, one a core, for which XLA is given its flags.
+    """The devices of this process; on a CPU, one for each core, with XLA's flags set for them.
 
-    That is done only if JAX has not been used yet; else there are as many devices as there are.
+    If JAX has been used already, the devices are those that it has.
     """
     prepare()
     return jax.local_devices()
@@ -42,14 +42,14 @@ def devices() -> list[Any]:
 def prepare() -> None:
     """Makes every core a device and gives XLA its flags, before JAX is used; keeps freed memory.
 
-    What the environment says of these stands. If JAX is in use already devices and flags of this
-    process stay as they are, and only those that it starts inherit the flags.
+    What the environment says of these stands. If JAX is in use already, devices and flags of this
+    process stay as they are, and only processes that it starts have the flags.
     """
     _keep_memory()
     told = os.environ.get("XLA_FLAGS", "").strip()
-    if not told or told.startswith("-"):  # else it is a file of flags
+    if not told or told.startswith("-"):  # otherwise it names a file of flags
         more = [flag for flag in backends.CPU_FLAGS if flag not in told.split()]
-        # In front: of an option that is given twice, XLA takes the last.
+        # In front, because XLA takes the last of an option that is given twice.
         os.environ["XLA_FLAGS"] = " ".join([*more, told]).strip()
     counted = "--xla_force_host_platform_device_count" in told
     if not counted and getattr(jax.config, "jax_num_cpu_devices", None) == UNTOLD:
@@ -74,7 +74,7 @@ def _keep_memory() -> None:
 
 
 def take(num: int | None = None) -> list[Any]:
-    """So many devices of every process that takes part; None takes all.
+    """As many devices of every process that takes part; None takes all.
 
     Raises:
       ValueError: there are fewer, or it is no number of devices.

@@ -44,7 +44,7 @@ class Placed(NamedTuple):
         return SingleDeviceSharding(self.devices[0]) if alone else sharding(self.devices)
 
     def arguments(self, inputs: Inputs) -> list[tuple[Inputs, TrainState]]:
-        """What each program of the training is given, as shapes; one of several, on each device."""
+        """The shapes of what each program of the training is given; one for each device or mesh."""
         places = [self.sharding] if self.mesh else map(SingleDeviceSharding, self.devices)
         num = len(inputs.init) // (1 if self.mesh else len(self.devices))
         blank = (inputs, jax.eval_shape(self.over_runs.init, inputs))
@@ -56,14 +56,14 @@ class Placed(NamedTuple):
         return list(map(on, places))
 
     def compile_training(self, inputs: Inputs, num_steps: int) -> list[jax.stages.Compiled]:
-        """What the training compiles to, on each device; its first call will be quick then."""
+        """The compiled training, on each device; its first call is quick then."""
         train = self.over_runs.train
         return self._compile(
             inputs, lambda own, state: train.lower(own, state, num_steps=num_steps)
         )
 
     def compile_evaluation(self, inputs: Inputs, num_episodes: int) -> list[jax.stages.Compiled]:
-        """Likewise of the evaluation."""
+        """The compiled evaluation, likewise."""
         what = {"num_episodes": num_episodes, "draw": 0, "greedy": False}
         lower = partial(self.over_runs.evaluate.lower, **what)
         return self._compile(inputs, lambda own, state: lower(own, state.params))
@@ -75,10 +75,9 @@ class Placed(NamedTuple):
 
 
 def put(tree: Any, where: jax.sharding.Sharding) -> Any:
-    """Arrays that this process has whole, where they are to lie.
+    """Puts arrays that this process has whole where they are to lie.
 
-    Where that is on devices of several processes, all of which have the arrays, they lie whole on
-    every device.
+    On devices of several processes, all of which have the arrays, they lie whole on every device.
     """
     if where.is_fully_addressable:
         return jax.device_put(tree, where)
@@ -94,18 +93,18 @@ def put(tree: Any, where: jax.sharding.Sharding) -> Any:
 def place(config: Config, devices: Sequence[Any], block_size: int | None = None) -> Placed:
     """Where the runs of a config go: the one place that chooses between ways of sharing out.
 
-    Runs are shared out if they occupy as many devices as their episodes would: each is then the
-    same bits as on one device. Otherwise all devices work on the episodes of every run, where sums
-    are rounded as the number of devices has it. Either way every device has as much to do as any
-    other: what does not divide evenly leaves devices idle.
+    Runs are shared out if they occupy as many devices as their episodes would: each then gives the
+    same bits as on one device. Otherwise all devices work on the episodes of every run, and the
+    rounding of sums depends on the number of devices. Either way every device has as much to do as
+    any other: what does not divide evenly leaves devices idle.
 
     Args:
       config: of the runs.
-      devices: those to choose from; of several processes, those of all of them.
+      devices: those to choose from; with several processes, those of all of them.
       block_size: runs that are trained at a time; None takes what suits the device.
 
     Raises:
-      ValueError: a choice that cannot be, or episodes that several processes cannot share evenly.
+      ValueError: an impossible choice, or episodes that several processes cannot share evenly.
     """
     together = len({device.process_index for device in devices}) > 1
     by_runs = 0 if together else even(config.seeds, devices)
@@ -175,15 +174,15 @@ def memory(placed: Placed, inputs: Inputs, config: Config) -> int:
 def over_runs(
     experiment: Experiment, block: int | None = None, mesh: Mesh | None = None
 ) -> Experiment:
-    """The same for many runs in one compiled program; every array leads with an axis of runs.
+    """An experiment over many runs in one compiled program; arrays lead with an axis of runs.
 
     The state given to `train` is donated. Each function compiles once a shape and device.
 
     Args:
       experiment: of one run.
       block: runs that are trained at a time, one block after the other; None takes all at once.
-      mesh: the one that the experiment was built with. What is given to and comes from the
-        functions then lies on all of its devices.
+      mesh: the one that the experiment was built with. Arguments and results of the functions then
+        lie on all of its devices.
     """
 
     def train(inputs: Inputs, state: TrainState, *, num_steps: int):
@@ -210,10 +209,10 @@ def over_runs(
 
 
 def block(config: Config, num_devices: int = 1) -> int | None:
-    """Runs that are best trained at a time: on a CPU so many as have the rows it steps at a time.
+    """Runs that are best trained at a time: on a CPU, as many as have the rows it steps at a time.
 
-    A block of runs steps its environments until the last episode of the block has ended: runs that
-    learn do not keep waiting those that do not.
+    A block of runs steps its environments until the last episode of the block has ended, so that
+    runs with long episodes do not keep those of other blocks waiting.
 
     Args:
       config: of the runs.
@@ -227,7 +226,7 @@ def over_devices(experiment: Experiment, devices: Sequence[Any]) -> Experiment:
     """Many runs, shared out evenly over devices, which carry them out side by side.
 
     Every device has a program of its own and waits for no other. One program partitioned over all
-    of them would be compiled to other machine code than the program of one, and round otherwise:
+    of them would be compiled to other machine code than the program of one, and round differently;
     this way results are the same bits on any number of devices.
 
     Args:
@@ -255,7 +254,7 @@ def even(num: int, devices: Sequence[Any]) -> int:
 
 def _shards(array: jax.Array, devices: Sequence[Any]) -> list[jax.Array]:
     """What an array has on each device."""
-    # On one device a shard is sharded like the whole, which would be compiled for once more.
+    # A single device's shard has the sharding of the whole, for which it would compile once more.
     on = {x.device: jax.device_put(x.data, x.device) for x in array.addressable_shards}
     return [on[device] for device in devices]
 
@@ -273,7 +272,7 @@ def sharding(devices: Sequence[Any]) -> NamedSharding:
 
 
 def _narrower(config: Config) -> Iterator[tuple[int | None, int | None]]:
-    """Runs at a time and samples of a chunk, from what suits the device down."""
+    """Runs at a time and samples of a chunk, from what suits the device downwards."""
     yield None, config.chunk_size
     size = min(config.seeds, block(config) or config.seeds)
     while size > 1:
@@ -295,5 +294,5 @@ def _bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def _compiled(function: Callable[..., Any], *, options: Any, **kwargs: Any) -> Any:
-    # What depends on none of its arguments must yet lie on their device.
+    # Results that depend on none of the arguments must still lie on their device.
     return jax.jit(function, compiler_options=dict(options), keep_unused=True, **kwargs)

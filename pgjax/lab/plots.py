@@ -66,8 +66,8 @@ def common_grid(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Curves of seeds at the same numbers of environment steps, by linear interpolation.
 
-    Seeds take different numbers of steps an update; the grid spans what all of them reached, or
-    goes on to what any did, with the last value of those that came to their end before.
+    Seeds take different numbers of steps an update. The grid spans what all of them reached, or
+    goes on to what any of them reached, where curves that have ended keep their last value.
 
     Args:
       env_steps: `[seeds, updates]`, increasing.

@@ -9,11 +9,11 @@ PACKAGE = Path(__file__).parent.parent
 
 @functools.cache
 def commit(*paths: Path) -> str:
-    """The commit of the clone that pgjax is run from, `unknown` where it is none.
+    """The commit of the clone that pgjax is run from; `unknown` if it is not run from one.
 
     Args:
-      paths: in that clone; where a file among them was changed since, the commit ends in `-dirty`.
-        None are those of the package.
+      paths: in that clone; if a file among them was changed since, the commit ends in `-dirty`.
+        Without any, those of the package.
     """
     try:
         _git("ls-files", "--error-unmatch", __file__)  # not a clone that pgjax is installed within

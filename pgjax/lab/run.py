@@ -65,7 +65,7 @@ def start(config: Config, *, devices: int | None = None, memory_limit: int | Non
       memory_limit: bytes that its programs may take; None sets no limit.
 
     Raises:
-      ValueError: a choice that cannot be, or a directory that exists; nothing is written then.
+      ValueError: an impossible choice, or a directory that exists; nothing is written then.
     """
     distributed.check_same(f"{configs.dump(config)} {devices} {memory_limit}")
 
@@ -88,8 +88,8 @@ def resume(path: str | Path, *, devices: int | None = None, memory_limit: int | 
     """A run picked up at its newest checkpoint that is intact and has its records, or at its start.
 
     Records of what comes after it are dropped. On other devices than before, or with another limit,
-    it goes on with sums that are rounded otherwise, and with a warning in float32 where they lack
-    its precision.
+    sums may be rounded differently; on devices that lack its precision it goes on in float32, with
+    a warning.
 
     Args:
       path: directory of the run.
@@ -164,7 +164,7 @@ def follow(run: Run) -> int | None:
 
 
 def identity(config: Config) -> str:
-    """Names what a run computes: the same for configs that differ only in names and lengths."""
+    """Names what a run computes; the same for configs that differ only in names and lengths."""
     what = dataclasses.asdict(config)
     for field in (
         "name",

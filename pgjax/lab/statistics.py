@@ -1,6 +1,6 @@
 """What seeds say together: a centre that one odd seed does not move, and how sure it is.
 
-Intervals are percentile bootstrap intervals, from runs drawn again within each task. Source of the
+Intervals are percentile bootstrap intervals, from runs resampled within each task. Source of the
 measures: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
 Precipice"; they are those of its library, rliable.
 """
@@ -15,10 +15,10 @@ CUT = 0.25
 """Share of the values left out at either end."""
 
 ENOUGH_FOR_IQM = 4
-"""Seeds from which on anything is left out."""
+"""With fewer seeds than these, none is left out."""
 
 AT_ONCE = 2**22
-"""Numbers drawn again at a time; it bounds the memory and changes no result."""
+"""Numbers resampled at a time; it bounds the memory and changes no result."""
 
 Scores = np.ndarray | Sequence[np.ndarray] | Mapping[str, np.ndarray]
 """Scores `[runs, tasks, ...]`, or one `[runs, ...]` a task, which may then differ in runs."""
@@ -35,7 +35,7 @@ class Summary(NamedTuple):
 def iqm(values: np.ndarray) -> np.ndarray:
     """Interquartile mean over the first axis: the mean without the lowest and highest quarter.
 
-    Of fewer than four values nothing is left out, and it is the mean. Source: Agarwal et al. 2021.
+    With fewer than four values, nothing is left out: it is the mean. Source: Agarwal et al. 2021.
 
     Args:
       values: `[seeds, ...]`.
@@ -44,7 +44,7 @@ def iqm(values: np.ndarray) -> np.ndarray:
 
 
 def iqm_of_rows(values: np.ndarray) -> np.ndarray:
-    """Interquartile mean of every row of what may have gaps; NaN of a row without a number.
+    """Interquartile mean of every row, gaps left out; NaN for a row without a number.
 
     Args:
       values: `[..., runs]`, NaN where there is no run.
@@ -135,7 +135,7 @@ def aggregate(
 ) -> Summary:
     """A metric of the runs of several tasks with its stratified bootstrap interval.
 
-    Runs are drawn again within each task, each task by itself; the tasks stay as they are.
+    Runs are resampled within each task, each task by itself; the tasks stay as they are.
 
     Args:
       scores: `[runs, tasks, ...]`, or one `[runs, ...]` a task.
@@ -227,7 +227,7 @@ def performance_profile(
             resampled.append(drawn @ above / (drawn @ made)[:, None])
             centres.append(above.sum(0) / made.sum())
     shares = np.mean(resampled, axis=0)
-    shares = shares[~np.isnan(shares).any(axis=1)]  # Draws of seeds that made no run at all.
+    shares = shares[~np.isnan(shares).any(axis=1)]  # Drops draws of seeds without any run.
     return Summary(np.mean(centres, axis=0), *interval(shares, level))
 
 

@@ -63,7 +63,7 @@ def opened(
     """Opens loggers, and closes all of them whatever happens.
 
     A thread beside the one that trains sends the rows, at most one call behind it. A logger that
-    fails is left out from there on, with one warning: no training ends for it.
+    fails is left out from then on, with one warning: no training ends because of it.
 
     Args:
       names: keys of `LOGGERS`; there may be none.
@@ -86,7 +86,7 @@ def opened(
             with _guarded(key, failed):
                 loggers[key] = LOGGERS[key].open(directory, name, config)
                 stack.callback(_close, key, loggers[key], failed)
-        # Left before the loggers close: all that was handed over is sent first.
+        # Left before the loggers close, so that all that was handed over is sent first.
         worker = stack.enter_context(ThreadPoolExecutor(1))
         sent = worker.submit(_send, loggers, failed, (), by)
 
@@ -102,7 +102,7 @@ def opened(
 
 def _send(loggers: Mapping[str, Logger], failed: set[str], rows: Rows, by: Sequence[str]) -> None:
     for row in rows if loggers else ():
-        # As records have it: what is read back names the same series.
+        # As records have it, so that what is read back names the same series.
         series = tuple((name, records.plain(row[name])) for name in by)
         values = _values({name: x for name, x in row.items() if name not in ("update", *by)})
         for key, logger in loggers.items():
@@ -112,7 +112,7 @@ def _send(loggers: Mapping[str, Logger], failed: set[str], rows: Rows, by: Seque
 
 
 def _values(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics as numbers, without words; a list has `name/0`, `name/1` and so on."""
+    """Metrics that are numbers, words left out; a list becomes `name/0`, `name/1` and so on."""
     values = {}
     for name, metric in metrics.items():
         if isinstance(metric, str):

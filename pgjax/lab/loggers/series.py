@@ -11,7 +11,7 @@ PROJECT = "pgjax"
 
 
 class Logger(Protocol):
-    """Takes metrics, every series apart; the steps of a series come in order."""
+    """Takes metrics, each series by itself; the steps of a series come in order."""
 
     def log(self, series: Series, step: int, values: Mapping[str, float]) -> None:
         """Adds a point to every curve of a series."""

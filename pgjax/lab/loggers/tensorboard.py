@@ -1,4 +1,4 @@
-"""TensorBoard: event files, written with what tensorboardX knows of them."""
+"""TensorBoard: event files, encoded with the help of tensorboardX."""
 
 import importlib
 import re
@@ -12,9 +12,9 @@ from pgjax.lab.loggers.series import Series, label
 
 
 class TensorBoard:
-    """A folder of events a series, so that seeds overlay as curves of one tag.
+    """A folder of events for each series, so that seeds overlay as curves of one tag.
 
-    Events are appended whole, and no file stays open: a thousand series are no strain, where a
+    Events are appended whole, and no file stays open: a thousand series are no strain, whereas a
     `SummaryWriter` keeps two threads and three files for each.
     """
 
@@ -26,7 +26,7 @@ class TensorBoard:
         self._files: dict[Series, Path] = {}
 
     def log(self, series: Series, step: int, values: Mapping[str, float]) -> None:
-        """Appends an event that holds all values, and before the first what starts a file."""
+        """Appends an event that holds all values; before the first one, those that start a file."""
         events = [] if series in self._files else self._start(series, step)
         points = [self._summary.Value(tag=tag, simple_value=x) for tag, x in values.items()]
         events.append({"step": step, "summary": self._summary(value=points)})
@@ -37,7 +37,7 @@ class TensorBoard:
         """Does nothing: all is written."""
 
     def _start(self, series: Series, step: int) -> list[dict[str, Any]]:
-        """Names the file of a series, and says what it begins with."""
+        """Names the file of a series, and gives the events that it begins with."""
         folder = self._directory / re.sub(r"[^\w.,=+-]", "_", label(series))
         folder.mkdir(parents=True, exist_ok=True)
         self._files[series] = folder / f"events.out.tfevents.{time.time_ns()}"

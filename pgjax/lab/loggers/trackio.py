@@ -21,13 +21,13 @@ INTERVAL = 5.0
 
 
 class Trackio:
-    """A run a series, in one local project; nothing is served and nothing is sent.
+    """A run for each series, in one local project; nothing is served and nothing is sent.
 
     Files stand in `trackio/` of the run's directory, or where `TRACKIO_DIR` says, which lets runs
     share a dashboard: `TRACKIO_DIR=... trackio show --project pgjax`.
 
-    Points are handed over a series at a time. Runs that are open each write to the one database
-    from a thread of their own, and some hundred of them lock each other out and lose points.
+    Points are handed over one series at a time. Each open run writes to the one database from a
+    thread of its own, and some hundred of them lock each other out and lose points.
 
     On a network file system trackio writes fragments that its dashboard gathers. What they hold
     is not known here, so a run that was stopped has some steps twice, with the same values.
@@ -60,7 +60,7 @@ class Trackio:
             for series, points in self._waiting.items():
                 self._add(series, points)
         self._waiting.clear()
-        # However many series there are, most of the time is left to what trains.
+        # However many series there are, most of the time is left for training.
         now = time.monotonic()
         self._due = now + max(INTERVAL, 9 * (now - begun))
 
@@ -78,7 +78,7 @@ class Trackio:
 
     def _open(self, series: Series) -> Any:
         with _on_this_machine():
-            # A context of its own leaves alone what run the caller may have open.
+            # In a context of its own, which leaves alone any run that the caller has open.
             return Context().run(
                 self._trackio.init,
                 project=PROJECT,
@@ -93,7 +93,7 @@ class Trackio:
 
 
 def _imported(home: Path) -> types.ModuleType:
-    """trackio, which settles when it is imported where its files stand."""
+    """trackio, which decides on import where its files are."""
     with _environment(TRACKIO_DIR=str(home)):
         trackio = importlib.import_module("trackio")
     if trackio.TRACKIO_DIR != home:
@@ -105,13 +105,13 @@ def _imported(home: Path) -> types.ModuleType:
 
 
 class _OtherThreads(io.TextIOBase):
-    """A stream without what the thread that made it writes."""
+    """A stream that leaves out what the thread that made it writes."""
 
     def __init__(self, stream: TextIO):
         self._stream, self._thread = stream, threading.get_ident()
 
     def write(self, text: str) -> int:
-        """Writes what another thread has to say."""
+        """Writes what comes from another thread."""
         return len(text) if threading.get_ident() == self._thread else self._stream.write(text)
 
     def flush(self) -> None:
@@ -121,7 +121,7 @@ class _OtherThreads(io.TextIOBase):
 
 @contextlib.contextmanager
 def _on_this_machine() -> Iterator[None]:
-    """Keeps trackio off the network: no space, no server, and no question who is logged in."""
+    """Keeps trackio off the network: no space, no server, no asking who is logged in."""
     constants: Any = importlib.import_module("huggingface_hub.constants")
     offline = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = True

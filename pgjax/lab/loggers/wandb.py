@@ -16,9 +16,9 @@ from pgjax.lab.loggers.series import PROJECT, Series, label
 
 
 class WandB:
-    """A run a series, grouped by the name of the run that all of them belong to.
+    """A run of wandb for each series, grouped by the name of the run that they belong to.
 
-    wandb averages, compares and filters runs, by their group and their config; a hundred seeds in
+    wandb averages, compares and filters runs by their group and their config; a hundred seeds in
     the keys of one run could only be looked at one by one. Online, opening a series is a request:
     with hundreds of them, `WANDB_MODE=offline` and `wandb sync` afterwards is the better way.
     """
@@ -31,7 +31,7 @@ class WandB:
         self._runs: dict[Series, Any] = {}
 
     def log(self, series: Series, step: int, values: Mapping[str, float]) -> None:
-        """Logs to the run of a series what it does not hold yet."""
+        """Logs what the run of a series does not hold yet."""
         if series not in self._runs:
             self._runs[series] = self._open(series)
         run = self._runs[series]

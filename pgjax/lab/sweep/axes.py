@@ -36,13 +36,13 @@ FIXED = (
 """Fields of a config that a sweep takes one value of."""
 
 MOST_LEVELS = 10**6
-"""Levels of one axis at most."""
+"""The most levels of one axis."""
 
 _RANGE = re.compile(r"(?P<low>[^:]+?)\.\.(?P<high>[^:]+?)(:(?P<scale>[a-z]+))?(:(?P<num>[^:]*))?")
 
 
 class Range(NamedTuple):
-    """Numbers from `low` to `high`: `num` levels of them, or with None all."""
+    """Numbers from `low` to `high`: `num` levels of them, or all if that is None."""
 
     low: float
     high: float
@@ -185,7 +185,7 @@ def scalar(text: str) -> Any:
     """What text on a command line stands for; text that stands for nothing else is itself."""
     try:
         return None if text == "None" else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # the latter for what only looks like a date
+    except (yaml.YAMLError, ValueError):  # the latter for text that only looks like a date
         return text
 
 

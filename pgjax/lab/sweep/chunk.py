@@ -41,7 +41,7 @@ class Result(NamedTuple):
 
 
 def name(runs: Sequence[Config], indices: Sequence[Index] = ()) -> str:
-    """Of the directory of a chunk, from all that it computes and which runs of the sweep it is."""
+    """The name of a chunk's directory, from all that it computes and which runs it is."""
     content = json.dumps([[asdict(run) for run in runs], list(indices)])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -71,7 +71,7 @@ def carry_out(
       What they gave, which `where` then holds too; None if it was stopped before its end.
     """
     config, identity = runs[0], name(runs)
-    # A program has one width: the last run stands in for those that are missing.
+    # A program has one width, so the last run stands in for those that are missing.
     filled = [*runs, *[runs[-1]] * (program.width - len(runs))]
     inputs = jax.device_put(experiment.inputs(filled), program.sharding)
     where.mkdir(parents=True, exist_ok=True)
@@ -191,7 +191,7 @@ def final(
 ) -> dict[str, np.ndarray]:
     """Fresh episodes of the final policies, and whether they diverged, `[R]` each."""
     params = progress.state.params
-    # All arguments as they were when the program was compiled, or it would be once more.
+    # Called just as it was compiled, or it would be compiled once more.
     found = program.experiment.evaluate(
         inputs, params, num_episodes=config.evaluation_episodes, draw=0, greedy=False
     )

@@ -129,7 +129,7 @@ def _sweep(config: Path | None, resume: Path | None, given: dict[str, Any]) -> S
 def _limits(
     sweep: Sweep, memory_limit: str | None, at_once: int | None, cluster: Any
 ) -> dict[str, Any]:
-    """What plans are made within."""
+    """The limits that plans are made within."""
     from pgjax.lab import machine
     from pgjax.lab.sweep import design
 
@@ -150,7 +150,7 @@ def _limits(
 def _way(
     sweep: Sweep, resume: Path | None, limits: dict[str, Any], cluster: Any, save_every: float
 ) -> tuple[Any, Callable[[], Any], Callable[[Any], int | None]]:
-    """The plan, what makes a directory for it, and what carries it out."""
+    """The plan, and functions that make a directory for it and carry it out."""
     from pgjax.lab.sweep import run, search
 
     way = run if sweep.search is None else search
@@ -170,7 +170,7 @@ def _way(
 def _given(settings: Any) -> dict[str, Any]:
     """The flags that were given, by the names of a YAML file."""
     fields = ((x.name, getattr(settings, x.name)) for x in dataclasses.fields(settings))
-    # A flag that is off is one that was not given; zero, which equals it, is a choice.
+    # False is a flag that was not given; zero, which equals it, is a choice.
     absent = lambda value: value is None or value is False or value == {}
     given = {name: value for name, value in fields if not absent(value)}
     theirs = given.pop("env_params", {})

@@ -92,8 +92,8 @@ def enter(table: Table, result: Result) -> None:
 def build(sweep: Sweep, configurations: Sequence[Values], table: Table) -> xr.Dataset:
     """The dataset of a sweep as far as it has come; what is not finished is NaN.
 
-    Grids have a dimension a hyperparameter; other designs have one, `configuration`, along which
-    the hyperparameters are coordinates. Then come `seed` and, for curves, `update`.
+    Grids have a dimension for each hyperparameter; other designs have one, `configuration`, along
+    which the hyperparameters are coordinates. Then come `seed` and, for curves, `update`.
     """
     grid = sweep.design == "grid" and sweep.search is None and bool(sweep.axes)
     names = {field: axes.name_of(field) for field in sweep.axes}
@@ -182,7 +182,7 @@ def _attributes(sweep: Sweep) -> dict[str, str]:
 
 
 def _scale(levels: Sequence[Any]) -> str:
-    """How numbers given one by one are best looked at."""
+    """The scale on which numbers given one by one are best looked at."""
     if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in levels):
         return "choice"
     return "log" if min(levels) > 0 and max(levels) >= 100 * min(levels) else "linear"

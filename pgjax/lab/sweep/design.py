@@ -1,4 +1,4 @@
-"""From what was written to a sweep, and from a sweep to its configurations."""
+"""From what was written down to a sweep, and from a sweep to its configurations."""
 
 import dataclasses
 import hashlib
@@ -22,7 +22,7 @@ OF_DESIGNS = ("design", "configurations")
 """Options that a search does not use."""
 
 MOST_RUNS = 10**6
-"""Runs of one sweep at most."""
+"""The most runs of one sweep."""
 
 Values = dict[str, Any]
 """What is particular to a configuration: field or environment parameter -> value."""
@@ -31,11 +31,12 @@ Values = dict[str, Any]
 def parse(content: Mapping[str, Any]) -> Sweep:
     """Builds a sweep from names and what was written for them.
 
-    A config's fields take an axis each (`axes.parse`); `env_params` maps names to axes, and a
-    name such as `env_params.gravity` does too. One level is no axis: it goes into the base.
+    Each field of a config takes an axis (`axes.parse`), as does a name such as
+    `env_params.gravity`; `env_params` maps names to axes. A single level is no axis: it goes into
+    the base.
 
     Raises:
-      ValueError: an unknown name, or a value that cannot be.
+      ValueError: an unknown name, or an impossible value.
     """
     options, swept, fixed = {}, {}, {}
     env_params: dict[str, Any] = {}
@@ -139,7 +140,7 @@ def describe(values: Values) -> str:
 
 
 def identity(sweep: Sweep) -> str:
-    """Names what a sweep computes: the same for sweeps that differ only in where they stand."""
+    """Names what a sweep computes; the same for sweeps that differ only in where they stand."""
     base = dataclasses.replace(
         sweep.base, name=None, directory="", checkpoint_every=1, keep_checkpoints=1, loggers=()
     )
@@ -173,7 +174,7 @@ def _drawn(sweep: Sweep) -> Iterator[Values]:
 
 
 def _leveled(name: str, axis: Axis) -> Axis:
-    """A range with a number of levels as these levels: other designs keep to them too."""
+    """A range with a number of levels as those levels: not only grids keep to them."""
     return axis if isinstance(axis, Range) and axis.num is None else axes.levels(name, axis)
 
 
@@ -224,7 +225,7 @@ def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(field: str, given: Any) -> Any:
-    """The one value of a field that cannot be swept, which text may stand for."""
+    """The one value of a field that cannot be swept, possibly given as text."""
     value = given
     if isinstance(given, str) and field == "loggers":
         value = [name.strip() for name in given.split(",")]

@@ -65,9 +65,9 @@ def sample_efficiency(ranking: Ranking) -> Figure | None:
     """Learning curves against environment steps: of the best, the middle and the last.
 
     The interquartile mean over seeds at equal numbers of steps, between which the curve of each
-    run is interpolated, with its 95% band. Only finished runs are in it; one that took fewer steps
-    than the others goes on at its last value, or a single run of short episodes would cut off
-    what the others learned after it.
+    run is interpolated, with its 95% band. Only finished runs are in it. One that took fewer steps
+    than the others goes on at its last value: otherwise a single run of short episodes would cut
+    off what the others learned later.
     """
     if ranking.name == scores.ALL:
         return None
@@ -85,8 +85,8 @@ def sample_efficiency(ranking: Ranking) -> Figure | None:
 def performance_profiles(ranking: Ranking) -> Figure | None:
     """Share of runs that score more than a threshold, with 95% bands; higher is better.
 
-    One panel a choice, say of form, and in it one curve a value, over all runs with it; without
-    choices one panel, of the best configurations, the middle one and the last.
+    Each choice, say of form, has a panel with a curve for each value, over all runs with it.
+    Without choices there is one panel, of the best configurations, the middle one and the last.
     """
     made = ranking.values[~np.isnan(ranking.values)]
     edge = 0.02 * float(np.ptp(made)) or 0.05 * max(float(np.abs(made).max()), 1e-3)
@@ -111,7 +111,7 @@ def performance_profiles(ranking: Ranking) -> Figure | None:
 def improvement(ranking: Ranking, compared: Sequence[Comparison]) -> Figure | None:
     """How likely a run of the best configuration scores more than one of those that follow it.
 
-    With 95% intervals, which do not know that the best was chosen by the same runs; the tests do.
+    The 95% intervals do not allow for the best having been chosen by the same runs; the tests do.
     """
     shown = compared[:MOST_COMPARED]
     if not shown:

@@ -19,7 +19,7 @@ MOST_NAMED = 10
 
 
 def left(store: Store, kept: Kept, signals: Sequence[int]) -> int | None:
-    """Says how to go on with a sweep that was stopped; the signal that did."""
+    """Says how to go on with a sweep that was stopped; returns the signal that stopped it."""
     finished = kept.table.final["finished"]
     print(f"stopped with {int(finished.sum()):,} of {finished.size:,} runs finished")
     print(f"continue with: pgjax sweep --resume {store.path}", flush=True)
@@ -67,7 +67,7 @@ def diverged(plan: Plan, found: xr.Dataset) -> str:
 def best(plan: Plan, found: xr.Dataset) -> tuple[Any, Any]:
     """The configuration of the highest interquartile mean over seeds, and its summary.
 
-    With several environments there is no such one: None.
+    None of either with several environments, or if no configuration has all of its scores.
     """
     if "env" in plan.sweep.axes:
         return None, None

@@ -15,16 +15,16 @@ from pgjax.lab.sweep import words
 from pgjax.lab.sweep.scores import Ranking
 
 COLUMNS = 3
-"""Panels beside one another."""
+"""Panels in a row."""
 
 MOST_MARKED = 32
-"""Points up to which each has its marker."""
+"""Up to so many points, each has its marker."""
 
 
 def make(
     count: int, *, width: float = 4.4, height: float = 3.9, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels, each of that size in inches."""
+    """A figure with `count` panels, each of that size in inches."""
     rows = -(-count // COLUMNS)
     columns = -(-count // rows)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
@@ -78,7 +78,7 @@ def band(
         linestyle=STYLES[index % len(STYLES)],
         color=colour,
         marker=MARKERS[index % len(MARKERS)],
-        # Not in step with the next curve: where curves meet, the markers of both are seen.
+        # Out of step with the next curve, so that the markers of both are seen where they meet.
         markevery=(0.02 + 0.03 * index, 0.2) if len(x) > MOST_MARKED else 1,
         markersize=4,
         linewidth=1.4,

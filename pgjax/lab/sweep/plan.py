@@ -48,7 +48,7 @@ class Plan(NamedTuple):
         return [of[index][seed] for index, seed in runs]
 
     def name(self, runs: Sequence[Index]) -> str:
-        """Of the directory of a chunk of these runs."""
+        """The name of the directory of a chunk of these runs."""
         return chunk.name(self.configs(runs), runs)
 
     def chunks(self, finished: Collection[Index] = ()) -> list[Chunk]:
@@ -79,7 +79,7 @@ def make(
       at_once: runs side by side at most, of all groups or of each; None leaves it to memory.
 
     Raises:
-      ValueError: a configuration that cannot be, with what is wrong, or too little memory.
+      ValueError: an impossible configuration, with what is wrong, or too little memory.
     """
     design.validate(sweep)
     limit = machine.memory() if memory_limit is None else memory_limit
@@ -99,7 +99,7 @@ def compiled(
     at_once: int | Sequence[int] | None = None,
     num_runs: int | None = None,
 ) -> Plan:
-    """A plan of given configurations, as `make` has it; with `num_runs` for each program."""
+    """A plan of given configurations, as by `make`; each program is for `num_runs`, if given."""
     limit = machine.memory() if memory_limit is None else memory_limit
     groups = group(sweep, configurations)
     if isinstance(at_once, int):
@@ -124,11 +124,12 @@ def compiled(
 
 
 def dealt(runs: list[Any], block: int, num_devices: int) -> list[Any]:
-    """Runs in an order that gives the devices a block each in turn, to and fro.
+    """Runs in an order that deals the devices a block each in turn, to and fro.
 
     A device takes one stretch of the runs. Neighbours learn alike, and a chunk is done when its
-    last device is: dealt out, every device has some runs of short episodes and some of long ones.
-    To and fro, because along a grid episodes grow longer: always last, a device would have more.
+    last device is; dealt out, every device has some runs of short episodes and some of long ones.
+    To and fro, because episodes may grow longer along a grid: the device that always came last
+    would have more to do.
     """
     if len(runs) % num_devices:
         return runs
@@ -137,7 +138,7 @@ def dealt(runs: list[Any], block: int, num_devices: int) -> list[Any]:
     for index, given in enumerate(blocks):
         number, seat = divmod(index, num_devices)
         hands[seat if number % 2 == 0 else -1 - seat].append(given)
-    # Hands may differ by a block: what is over for a stretch goes on to the next.
+    # Hands may differ by a block; what is too much for one stretch goes on to the next.
     return [run for hand in hands for block in hand for run in block]
 
 
@@ -181,7 +182,7 @@ def group(
       indices: which ones; None takes all.
 
     Raises:
-      ValueError: a configuration whose numbers cannot be.
+      ValueError: a configuration with impossible numbers.
     """
     groups: dict[object, Group] = {}
     for index in range(len(configurations)) if indices is None else indices:
@@ -190,7 +191,7 @@ def group(
             first, *_ = seeds = design.runs_of(sweep, values)
             experiment.check_numbers(first)
         except ValueError as error:
-            # What is wrong with a single axis is said by its own message.
+            # With a single axis, the message itself says what is wrong.
             several = len(values) > 1
             raise ValueError(f"{design.describe(values)}: {error}" if several else error) from error
         found = groups.setdefault(programs.key(first), Group(first, []))
@@ -235,7 +236,7 @@ def describe(plan: Plan) -> str:
 
 
 def _own(plan: Plan, found: Group) -> str:
-    """What a group's configurations share and those of others may not."""
+    """What the configurations of a group share, and those of other groups may not."""
     members = [plan.configurations[index] for index in dict(found.runs)]
     shared = {
         name: value

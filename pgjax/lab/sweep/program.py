@@ -35,7 +35,7 @@ class Program(NamedTuple):
 
 
 def key(config: Config) -> Hashable:
-    """Equal for runs that share a program: that differ in seeds and numbers only."""
+    """Equal for runs that share a program, which differ in seeds and numbers only."""
     numbers = experiment.numbers(config)
     content: dict[str, Any] = asdict(config) | {"seed": 0, "seeds": 1}
     for name in numbers:
@@ -56,7 +56,7 @@ def fit(
 ) -> Program:
     """Compiles the program of a config, narrow enough for memory.
 
-    What it takes is what XLA says of the compiled training and evaluation.
+    What it takes is what XLA says that the compiled training and evaluation take.
 
     Args:
       config: of any of the runs.

@@ -30,7 +30,7 @@ def check(plan: Plan) -> None:
     """Refuses a search that cannot be pruned.
 
     Raises:
-      ValueError: not all seeds of a trial fit, or trials would end amid a compiled call.
+      ValueError: not all seeds of a trial fit, or trials would end within a compiled call.
     """
     at_once = plan.sweep.base.updates_per_call
     for group, program in zip(plan.groups, plan.programs, strict=True):
@@ -104,7 +104,7 @@ class Pool:
         self._progress = begun._replace(state=jax.device_put(begun.state, sharding))
 
     def step(self) -> list[tuple[Place, dict[str, np.ndarray]]]:
-        """One compiled call, for all places; what those that are taken gave."""
+        """Makes one compiled call for all places; returns what the taken ones gave."""
         assert self._progress is not None
         size = next(advance.sizes(self._config))
         self._progress, found = advance.call(
@@ -131,7 +131,7 @@ class Pool:
 def carry_out(
     opened: Any, store: Store, kept: Kept, compiled: Programs, signals: Sequence[int]
 ) -> bool:
-    """Asks for trials as places become free, and prunes; whether the search came to its end."""
+    """Asks for trials as places become free, and prunes; returns whether it came to the end."""
     sweep = kept.plan.sweep
     most = max(group.config.num_updates for group in kept.plan.groups)
     total = sweep.trials * sweep.base.seeds * most

@@ -40,7 +40,7 @@ def launcher(cluster: Cluster) -> Launcher:
     """
     ray = importlib.import_module("ray")
     told = ray_worker.given(cluster.need)
-    # By itself Ray ends a worker with a GPU after a task; the next one finds its program there.
+    # By default Ray ends a worker with a GPU after a task; kept, it has its program ready.
     task = ray.remote(max_calls=0)(ray_worker.carry_out).options(
         num_cpus=cluster.need.cpus, num_gpus=cluster.need.gpus, max_retries=RETRIES
     )

@@ -102,7 +102,7 @@ _programs: dict[Any, "Program"] = {}
 
 
 def _program(config: Config, width: int, devices: tuple[Any, ...]) -> "Program":
-    """The program of a group, as wide as planned, made up to as many runs on every device."""
+    """The program of a group, as wide as planned, rounded up to as many runs on every device."""
     from pgjax.lab.sweep import program
 
     key = (program.key(config), width)

@@ -15,7 +15,7 @@ from pgjax.lab.sweep import figures, scores, tables, words
 from pgjax.lab.sweep.scores import Ranking
 
 MOST_ROWS = 10
-"""Rows of a table that the text shows; the files of comma-separated values have all."""
+"""Rows of a table that the text shows; the files of comma-separated values have them all."""
 
 MOST_NAMED = 50
 """Configurations that are named for each thing that may befall a run."""

@@ -29,7 +29,7 @@ class Started(NamedTuple):
 
 
 Launcher = Callable[["Job"], bool]
-"""Carries out the chunks of a job; whether all of them were."""
+"""Carries out the chunks of a job; returns whether all of them were."""
 
 
 class Job(NamedTuple):
@@ -53,7 +53,7 @@ def prepare(sweep: Sweep, **limits: Any) -> Plan:
         this process has.
 
     Raises:
-      ValueError: a choice that cannot be, or a directory that exists.
+      ValueError: an impossible choice, or a directory that exists.
     """
     design.validate(sweep)
     check(sweep)
@@ -96,7 +96,7 @@ def resume(path: str | Path, **limits: Any) -> Started:
 
 
 def reopen(path: str | Path, limits: dict[str, Any]) -> tuple[Store, Sweep, dict[str, Any]]:
-    """A sweep or a search that nobody follows, and limits as wide as it had unless they say more.
+    """A sweep or a search that nobody follows, and limits, by default with the widths that it had.
 
     Raises:
       ValueError: there is no sweep, it cannot be read, or another process follows it.
@@ -147,7 +147,7 @@ def carry_out(
     launcher: Launcher,
     save_every: float,
 ) -> bool:
-    """Has chunks carried out, shown, logged and kept; whether all of them were."""
+    """Has chunks carried out, shown, logged and kept; returns whether all of them were."""
     if not todo:
         return True
     plan = kept.plan
@@ -192,7 +192,7 @@ def here(job: Job) -> bool:
 
 @contextlib.contextmanager
 def logging_to(store: Store, plan: Plan) -> Iterator[Callable[[loggers.Rows], None]]:
-    """The loggers of a sweep, with a series a run."""
+    """The loggers of a sweep, with a series for each run."""
     by = (*map(axes.name_of, plan.sweep.axes), "seed")
     content = configs.read(store.sweep)
     path, names = store.path, plan.sweep.base.loggers

@@ -105,9 +105,9 @@ def has_levels(ranking: Ranking, name: str) -> bool:
 
 
 def held_out(ranking: Ranking) -> float:
-    """What choosing the best brings on other seeds: chosen on half of them, scored on the rest.
+    """What the best brings on other seeds: it is chosen on half of them, and scored on the rest.
 
-    The mean over random halves of the seeds; NaN of fewer than four.
+    The mean over random halves of the seeds; NaN with fewer than four.
     """
     seeds = ranking.values.shape[-1]
     if seeds < 4:
@@ -150,7 +150,7 @@ def _rank(data: xr.Dataset, name: str, values: np.ndarray) -> Ranking:
     centre = statistics.iqm_of_rows(values.reshape(len(values), -1))
     ends = statistics.interval(resampled)
     low, high = (np.where(made.max(axis=1) > 1, end, np.nan) for end in ends)
-    # Fewer scores than others have may be luck, or what is left of runs that failed.
+    # A high mean of fewer scores may be luck, or what is left after runs have failed.
     order = np.lexsort((-centre, num_runs < num_runs.max()))
     scales = json.loads(data.attrs["scales"])
     hyper = _hyper(data)

@@ -1,4 +1,4 @@
-"""An adaptive search: what Optuna asks for is carried out side by side, and it is told."""
+"""An adaptive search: what Optuna asks for is carried out side by side, and it is told scores."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def prepare(sweep: Sweep, **limits: Any) -> Plan:
     upper ends, and their programs are as wide as a batch.
 
     Raises:
-      ValueError: a choice that cannot be, a storage that cannot be reached, or a directory that
+      ValueError: an impossible choice, a storage that cannot be reached, or a directory that
         exists.
     """
     design.validate(sweep)
@@ -82,7 +82,7 @@ def _batches(
     signals: Sequence[int],
     save_every: float,
 ) -> bool:
-    """Asks, carries out and tells, batch by batch; whether it came to the end."""
+    """Asks, carries out and tells, batch by batch; returns whether it came to the end."""
     sweep = kept.plan.sweep
     while not signals:
         trials = study.own(opened, sweep, store.path)

@@ -15,19 +15,19 @@ from pgjax.lab.sweep import panels, scores, words
 from pgjax.lab.sweep.scores import Level, Ranking
 
 MOST_HEAT_MAPS = 6
-"""Pairs of hyperparameters that are drawn."""
+"""Pairs of hyperparameters that are drawn at most."""
 
 MOST_IN_CELLS = 64
-"""Cells of a heat map up to which each is also printed."""
+"""Up to so many cells of a heat map, each is also printed."""
 
 
 def sensitivity(ranking: Ranking) -> Figure | None:
     """How the score depends on each hyperparameter, one panel each.
 
-    Of chosen values: the interquartile mean over seeds of the best configuration with a value, and
+    For chosen values: the interquartile mean over seeds of the best configuration with a value, and
     its mean over all configurations with it, with 95% intervals. The best is chosen by the seeds
     that it is then scored by, so that line is optimistic, the more so the more it is chosen from.
-    Of values drawn from a range: every configuration.
+    For values drawn from a range: every configuration.
     """
     if not ranking.hyper:
         return None
@@ -89,7 +89,7 @@ def _lines(axes: Axes, ranking: Ranking, name: str) -> None:
         lines = {f"{panels.centre(ranking)} over seeds": best}
     for index, (label, summary) in enumerate(lines.items()):
         if ranking.scales[name] == "choice":
-            # Side by side, so that none hides another.
+            # Side by side, so that no line hides another.
             _bars(axes, x + 0.12 * (index - (len(lines) - 1) / 2), summary, index, label)
         else:
             panels.band(axes, x, summary, index, label, banded=True)
@@ -116,7 +116,7 @@ def _scatter(axes: Axes, ranking: Ranking, name: str) -> None:
     column = ranking.hyper[name][ranked]
     x = _positions(axes, ranking, name, column.tolist())
     if ranking.scales[name] == "choice":
-        # Seen apart where many share a value.
+        # Jittered, so that points that share a value are seen apart.
         x = x + np.random.default_rng(0).uniform(-0.15, 0.15, len(x))
     label = f"configuration, {panels.centre(ranking)} over seeds"
     axes.scatter(x, centre[ranked], s=14, color=COLOURS[0], alpha=0.6, label=label)

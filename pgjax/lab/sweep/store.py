@@ -32,7 +32,7 @@ class Store(NamedTuple):
 
     @property
     def widths(self) -> Path:
-        """How many runs of each group go side by side, for a resumed sweep to go on so."""
+        """How many runs of each group go side by side, so that a resumed sweep goes on likewise."""
         return self.path / self.WIDTHS
 
     @property
@@ -61,7 +61,7 @@ class Store(NamedTuple):
 
 
 class Kept:
-    """Results as they come in, on disk now and then."""
+    """Results as they come in, written to disk now and then."""
 
     def __init__(self, store: Store, plan: Plan):
         updates = max(group.config.num_updates for group in plan.groups)
@@ -122,7 +122,7 @@ def tidy(store: Store) -> None:
 
 
 def _intact(where: Path) -> Result | None:
-    """The results of a chunk, unless it is not finished; a damaged one is to be made again."""
+    """The results of a chunk; None if it is not finished, or damaged and to be made again."""
     try:
         return chunks.read(where)
     except ValueError as error:

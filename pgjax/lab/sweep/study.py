@@ -87,7 +87,7 @@ def ask(study: Any, sweep: Sweep, where: Path, num: int) -> None:
 
 
 def _num_had(study: Any, before: int | None = None) -> int:
-    """Trials so far, or before a number, but for those given up while they were asked for."""
+    """Trials so far, or before a number, without those given up while they were asked for."""
     failed = _states().FAIL
     found = study.get_trials(deepcopy=False)[:before]
     return sum(trial.state != failed or WORKER in trial.user_attrs for trial in found)
@@ -114,7 +114,7 @@ def tell(study: Any, number: int, score: float) -> None:
 
 
 def is_bad(study: Any, number: int, score: float, update: int) -> bool:
-    """Reports an intermediate score; whether the trial is to be stopped for it."""
+    """Reports an intermediate score; returns whether the trial is to be stopped for it."""
     from optuna.trial import Trial as Open
 
     trial = Open(study, study.get_trials(deepcopy=False)[number]._trial_id)

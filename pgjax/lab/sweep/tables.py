@@ -31,8 +31,8 @@ def configurations(ranking: Ranking) -> list[Row]:
     A configuration with fewer scores than others stands behind them: a few may be luck, or what is
     left of runs that failed.
 
-    `seeds` counts the scores that `iqm` (of fewer than four, the mean), its bootstrap interval
-    `low` to `high`, `mean`, `min` and `max` are of. `low` and `high` are NaN of one seed.
+    `seeds` counts the scores behind `iqm` (with fewer than four, the mean), its bootstrap interval
+    `low` to `high`, `mean`, `min` and `max`. With one seed `low` and `high` are NaN.
     """
     unranked = np.setdiff1d(np.arange(len(ranking.values)), ranking.order)
     crossed = ranking.name == scores.ALL
@@ -65,7 +65,7 @@ def configurations(ranking: Ranking) -> list[Row]:
 def against_best(ranking: Ranking) -> list[Comparison]:
     """The best configuration against the others, in the order of their rank.
 
-    Which is best was seen in the same runs, so the correction is for the comparisons of all pairs.
+    The same runs decided which is best, so the correction is for the comparisons of all pairs.
     Over several environments there is a probability of improvement, and no test.
     """
     others = ranking.order[1 : MOST_COMPARED + 1]

@@ -1,4 +1,4 @@
-"""How the numbers and the configurations of a sweep read."""
+"""How the numbers and the configurations of a sweep are put in words."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ from pgjax.lab.sweep.scores import Ranking
 
 
 def number(ranking: Ranking, configuration: int) -> int:
-    """What the sweep calls a configuration, where it counts them; else its place in the grid."""
+    """The number a sweep gives a configuration, or else its place in the grid."""
     numbers = ranking.data.coords.get("configuration")
     return configuration if numbers is None else int(numbers.values[configuration])
 
