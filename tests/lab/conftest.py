@@ -26,7 +26,7 @@ TINY = config.Config(
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once():
-    """Runs of the same choices share their compiled programs, or compiling would be all we do."""
+    """Runs of the same choices share compiled programs; otherwise the tests would only compile."""
     build, over_runs, built = experiment.build, parallel.over_runs, {}
 
     def build_once(settings, mesh=None):

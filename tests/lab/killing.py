@@ -1,4 +1,4 @@
-"""A stand-in for kill -9 that can be placed to the call, and what processes to be killed need."""
+"""A stand-in for kill -9 at a chosen call, and what processes that are to be killed need."""
 
 import os
 
@@ -8,7 +8,7 @@ class KilledError(Exception):
 
 
 def kill_at(monkeypatch, module, name, call, before=False):
-    """Stops everything after the call of that number to `module.name`, or before it."""
+    """Stops everything after the call of that number to `module.name`, or just before it."""
     original, calls = getattr(module, name), []
 
     def killing(*args, **kwargs):
@@ -24,5 +24,5 @@ def kill_at(monkeypatch, module, name, call, before=False):
 
 
 def compiling_itself():
-    """The environment of a process that does not look at what others have compiled."""
+    """The environment of a process that does not use what others have compiled."""
     return os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}

@@ -1,4 +1,4 @@
-"""Compiled calls in turn are the same updates, whether or not the next begins early."""
+"""Compiled calls in turn make the same updates, whether or not the next one begins early."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ CONFIG = Config(
 
 @pytest.fixture(scope="module")
 def trained():
-    """An experiment, what it takes, and what its updates give call by call."""
+    """An experiment, its inputs, how far it comes, and what its updates give, call by call."""
     placed = parallel.fit(CONFIG, jax.local_devices()[:1], None)
     trainer, inputs = placed.experiment, experiment.inputs(experiment.each_seed(CONFIG))
     progress, found = advance.begin(trainer, inputs), []
@@ -33,7 +33,7 @@ def leaves(state):
 
 
 def followed(trained, monkeypatch, hold):
-    """Calls in turn, and what they gave; the order in which they began and were fetched."""
+    """The order in which calls in turn began and were fetched, and what they gave."""
     trainer, inputs, *_ = trained
     order, fetch = [], advance.fetch
 

@@ -128,7 +128,7 @@ def of_cartpole(**choices):
 
 
 def fitted(config, memory_limit):
-    """What a placement takes, and the bits it comes to."""
+    """What a placement takes of memory, and the parameters it comes to."""
     placed = parallel.fit(config, jax.devices()[:1], memory_limit)
     inputs = experiment.inputs(experiment.each_seed(config))
     state, _ = placed.experiment.train(inputs, placed.experiment.init(inputs), num_steps=1)

@@ -1,4 +1,4 @@
-"""One training by several processes: as by one, and ended together whatever happens to one."""
+"""One training by several processes: the same as by one, ended together whatever happens."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ def free_port():
 
 
 def by_flags(num):
-    """How processes of a job are told of each other: flags and environment of each."""
+    """How processes of a job are told of each other: the flags and environment of each."""
     address = f"127.0.0.1:{free_port()}"
     for index in range(num):
         flags = ["--coordinator", address, "--num-processes", str(num), "--process-id", str(index)]

@@ -240,7 +240,7 @@ def test_packages_are_imported_when_asked_for():
 
 
 def event_files(folder):
-    """The events of a folder, by what TensorBoard does: file by file, a restart purges."""
+    """The events of a folder as TensorBoard reads them: file by file, purging at a restart."""
     event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
     checksum = pytest.importorskip("tensorboardX.record_writer").masked_crc32c
     points = []
@@ -367,7 +367,7 @@ def test_wandb_without_a_key_stays_offline_and_says_so(tmp_path):
 
 
 def trackio_runs(home):
-    """name of a run -> its points, from the database."""
+    """Name of a run -> its points, from the database."""
     (path,) = home.glob("*.db")
     runs = {}
     with sqlite3.connect(path) as database:

@@ -1,4 +1,4 @@
-"""A clone's commit, and a mark where the code is not that of it."""
+"""The commit of a clone, and a mark if the code differs from it."""
 
 import re
 import shutil

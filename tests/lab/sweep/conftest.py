@@ -15,7 +15,7 @@ RATES = (0.03, 0.1, 0.3)
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-    """What a test finds does not depend on whether another has told JAX of more devices."""
+    """Keeps what a test finds independent of whether another has told JAX of more devices."""
     monkeypatch.setattr(machine, "devices", lambda: jax.local_devices()[:1])
 
 

@@ -17,7 +17,7 @@ from pgjax.lab.sweep import plan as plans
 
 @pytest.fixture
 def carried(monkeypatch, tmp_path):
-    """A function that carries out a sweep: by configuration and seed the final state and more."""
+    """A function that carries out a sweep: final state, curves and numbers of each run."""
 
     def carry_out(sweep, **limits):
         plan = plans.make(sweep, devices=jax.local_devices()[:1], **limits)

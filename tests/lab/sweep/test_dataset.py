@@ -15,7 +15,7 @@ from pgjax.lab.sweep.settings import Sweep
 
 
 def result(runs, updates, **curves):
-    """What two numbers a run and update make of a chunk: 100 c + 10 s + u."""
+    """A chunk's result, whose values tell configuration, seed and update: 100 c + 10 s + u."""
     values = np.array([[100 * c + 10 * s + u for u in range(1, updates + 1)] for c, s in runs])
     final = {"evaluation_return": values[:, -1].astype(float), "diverged": np.zeros(len(runs))}
     return Result(runs, {"return": values, "env_steps": 10**9 + values} | curves, final, 6.0, "cpu")

@@ -11,7 +11,7 @@ from pgjax.lab.sweep.settings import Sweep
 
 @pytest.fixture
 def uncompiled(monkeypatch):
-    """Every run takes a megabyte, and no program is compiled to find out."""
+    """Makes every run take a megabyte, with no program compiled to find out."""
     monkeypatch.setattr(
         programs.parallel, "memory", lambda placed, inputs, config: 10**6 * len(inputs.init)
     )

@@ -39,7 +39,7 @@ NUM_CHUNKS = 3  # of three runs
 
 @pytest.fixture(scope="module", autouse=True)
 def careful():
-    """However busy the machine, Ray kills no worker for it, and none of them gives way."""
+    """Has Ray kill no worker and give none a lower priority, however busy the machine is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("RAY_memory_monitor_refresh_ms", "0")
@@ -49,7 +49,7 @@ def careful():
 
 @pytest.fixture(scope="module")
 def local():
-    """A cluster of this machine, a CPU a task."""
+    """A cluster of this machine, with one CPU for each task."""
     with ray_cluster.opened(cpus=1, gpus=0) as cluster:
         yield cluster
     assert not ray.is_initialized()
@@ -83,7 +83,7 @@ def marked(folder, act=lambda indices: None):
 
 
 def waiting_on(hold):
-    """An act that all chunks but the first are kept in as long as a file exists."""
+    """An act that keeps all chunks but the first waiting as long as a file exists."""
 
     def act(indices):
         while hold.exists() and indices[0] != (0, 0):
@@ -98,7 +98,7 @@ def marks(folder, kind):
 
 
 def held(folder, node=""):
-    """Marks of chunks that wait, on a node."""
+    """Marks of chunks that wait, all or those on a node."""
     return [x for x in marks(folder, "begun") if x[0] != "0-0" and x[2].startswith(node)]
 
 
@@ -110,12 +110,12 @@ def start(folder, **limits):
 
 
 def count_finished(launcher, then=lambda results: None):
-    """A launcher that tells of results as they count, and the list it puts them in."""
+    """A launcher that calls `then` as results count, and the list it puts them in."""
     results = []
 
     def counting(job):
         def finish(result):
-            # On disk before it counts.
+            # A result is on disk before it counts.
             (chunk,) = (chunk for chunk in job.todo if chunk.runs == result.runs)
             assert (job.where(chunk) / "result.json").is_file()
             job.finish(result)
@@ -128,7 +128,7 @@ def count_finished(launcher, then=lambda results: None):
 
 
 def wait_for(found):
-    """What a function finds, once it does."""
+    """What a function finds, once it finds anything."""
     until = time.monotonic() + 60
     while not (value := found()):
         assert time.monotonic() < until
@@ -143,7 +143,7 @@ def assert_same(started, expected):
     xr.testing.assert_equal(found.drop_vars("seconds"), expected.drop_vars("seconds"))
 
 
-# The first of all: a process is in one cluster at a time, and `local` stays open.
+# Comes first: a process is in one cluster at a time, and `local` stays open.
 @pytest.mark.slow
 def test_a_lost_node_loses_nothing_and_repeats_nothing(undisturbed, tmp_path):
     from ray.cluster_utils import Cluster

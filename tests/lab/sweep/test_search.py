@@ -62,12 +62,12 @@ def ended(sweep, **limits):
 
 
 def trials_of(sweep, store):
-    """The trials of a study, as it has them."""
+    """The trials of a study, as the study has them."""
     return study.opened(sweep, store.study).get_trials()
 
 
 def told(sweep, store):
-    """What was tried and how it did, in order, without what a kill tore."""
+    """What was tried and how it did, in order, without trials that a kill tore."""
     found = trials_of(sweep, store)
     return [(x.params, x.value, x.state) for x in found if x.state != TrialState.FAIL]
 
@@ -78,7 +78,7 @@ def assert_same(found, expected):
 
 
 def assert_as_in_a_grid(folder, sweep, found):
-    """Every trial's runs have the curves of the same configs in a grid, as far as they go."""
+    """Runs of every trial have the curves of the same configs in a grid, as far as they go."""
     base = dataclasses.replace(sweep.base, directory=str(folder))
     grid = Sweep(base, {name: tuple(found[name].values.tolist()) for name in sweep.axes})
     started = run.start(run.prepare(grid))
@@ -96,7 +96,7 @@ def assert_as_in_a_grid(folder, sweep, found):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A function that gives a search of a kind at its end: sweep, directory, dataset."""
+    """A function that gives a finished search of a kind: sweep, directory, dataset."""
     known = {}
 
     def get(kind):
@@ -110,7 +110,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory):
-    """A search that stopped some trials early, at its end: sweep, directory, dataset."""
+    """A finished search that stopped some trials early: sweep, directory, dataset."""
     sweep = made(tmp_path_factory.mktemp("pruned"), prune=True, trials=9)
     return sweep, *ended(sweep)
 
