@@ -47,7 +47,7 @@ def make(name: str, **overrides: Any) -> tuple[Environment, EnvParams]:
     fields = [field.name for field in dataclasses.fields(env.default_params)]
     constructor = inspect.signature(_FACTORIES.get(name, type(env))).parameters
     for key in overrides:
-        checks.choice(f"{name}: override", key, [*fields, *constructor])
+        checks.choice(f"{name}: parameter", key, [*fields, *constructor])
     arguments = {key: value for key, value in overrides.items() if key not in fields}
     if arguments:
         env = _construct(name, arguments)

@@ -312,5 +312,6 @@ def check_estimator(
     estimators.check_hyper(hyper)
     if value_function is None and estimators.needs_value(estimator):
         raise ValueError(
-            f"form={estimator.form!r} with baseline={estimator.baseline!r} needs a value function"
+            f"form={estimator.form!r} with baseline={estimator.baseline!r} needs a value function: "
+            "value_function=policies.make_value(...)"
         )

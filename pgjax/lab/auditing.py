@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,10 +97,10 @@ def plan(config: Config, run: Path | None, choices: Choices, output: Path) -> Pl
     Raises:
       ValueError: names the argument, its value and what is allowed.
     """
+    found = {name: parse(name) for name in choices.estimators}
     _check(choices, output)
     if run is not None:
         config = experiment.as_possible(config)
-    found = {name: parse(name) for name in choices.estimators}
     setting = experiment.setting(config)
     # The return is audited: a bonus that training ascended is no part of it.
     setting = setting._replace(hyper=setting.hyper._replace(entropy_cost=0.0))
@@ -161,7 +162,7 @@ def _check(choices: Choices, output: Path) -> None:
     if len(set(choices.estimators)) < len(choices.estimators):
         raise ValueError(f"estimators={','.join(choices.estimators)!r} names one twice")
     if (output / DATA).exists():
-        raise ValueError(f"output={str(output)!r} holds an audit already; choose another")
+        raise ValueError(f"output={str(output)!r} holds an audit already; choose another --output")
     directory.writable("output", output)
 
 
@@ -217,9 +218,9 @@ def _points(config: Config, run: Path) -> list[Point]:
         raise ValueError(f"run {run} has no checkpoint that can be read")
     own = [row for row in records.read(found.metrics) if row.get("seed") == config.seed]
     steps = {row["update"]: int(row["env_steps"]) for row in own} | {0: 0}
-    missing = set(states) - set(steps)
-    if missing:
-        raise ValueError(f"{found.metrics} does not hold update {min(missing)}")
+    for update in sorted(set(states) - set(steps)):
+        warnings.warn(f"passed over update {update}, which the records do not reach", stacklevel=2)
+        del states[update]
     states[0] = trainer.init(inputs)
     form = estimators.estimator(config.form, config.baseline, config.state_weighting)
     points = []

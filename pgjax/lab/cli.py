@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import io
 import itertools
+import os
 import signal
 import sys
 import warnings
@@ -47,7 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _plain_warnings():
         try:
             with refusing():
-                commands = _commands(_defaults(argv))
+                commands = _commands(_defaults(argv), _given(argv))
+                if argv and not argv[0].startswith("-") and argv[0] not in commands:
+                    from pgjax import checks
+
+                    checks.choice("command", argv[0], commands)
             return _parse(commands, argv)()
         except RefusalError as refusal:
             print(f"pgjax: error: {refusal}", file=sys.stderr)
@@ -59,7 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """The console script."""
-    sys.exit(main())
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
+    sys.exit(status)
 
 
 DESCRIPTION = """Score-function (policy-gradient) estimators in JAX.
@@ -67,8 +78,8 @@ DESCRIPTION = """Score-function (policy-gradient) estimators in JAX.
 pgjax train, with no arguments, learns CartPole in seconds; pgjax --version prints the version."""
 
 
-def _commands(defaults: Config) -> dict[str, Callable[..., int]]:
-    """The commands by name; `defaults` is what the flags of `train` override."""
+def _commands(defaults: Config, given: bool = False) -> dict[str, Callable[..., int]]:
+    """The commands by name; `defaults` is what the flags of `train` override, if `given`."""
 
     def train(
         config: Path | None = None,
@@ -104,7 +115,7 @@ def _commands(defaults: Config) -> dict[str, Callable[..., int]]:
         job = (coordinator, num_processes, process_id)
         with contextlib.ExitStack() as stack:
             with refusing():
-                if resume is not None and (config is not None or settings != Config()):
+                if resume is not None and (config is not None or given):
                     raise ValueError("--resume goes by the run's own config; drop the other flags")
                 if not distributed and any(given is not None for given in job):
                     raise ValueError(
@@ -381,6 +392,13 @@ def _defaults(argv: Sequence[str]) -> Config:
     except argparse.ArgumentError:
         path = None
     return Config() if path is None else configs.load(path)
+
+
+def _given(argv: Sequence[str]) -> bool:
+    """Whether any field of the config is among the flags, be it with its default value."""
+    names = {field.name.strip("_").replace("_", "-") for field in dataclasses.fields(Config)}
+    flags = {word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")}
+    return not flags.isdisjoint(f"--{name}" for name in names)
 
 
 @contextlib.contextmanager

@@ -122,11 +122,13 @@ def read(path: str | Path) -> dict[str, Any]:
     """What a YAML file holds, which must be one mapping or nothing.
 
     Raises:
-      ValueError: it is not YAML, or not a mapping.
+      ValueError: there is no such file, it is not YAML, or not a mapping.
       OSError: the file cannot be read.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"config {path} does not exist") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a YAML file: {error}") from error
     if content is not None and not isinstance(content, dict):

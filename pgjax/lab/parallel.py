@@ -146,8 +146,8 @@ def fit(config: Config, devices: Sequence[Any], memory_limit: int | None) -> Pla
     if needed > memory_limit:
         raise ValueError(
             f"memory_limit={machine.in_words(memory_limit)} is too little: {config.seeds} "
-            f"run{'s' if config.seeds > 1 else ''} of {config.num_episodes} episodes take "
-            f"{machine.in_words(needed)} at least"
+            f"run{'s' if config.seeds > 1 else ''} of {config.num_episodes} episodes "
+            f"take{'s' if config.seeds == 1 else ''} {machine.in_words(needed)} at least"
         )
     while narrow - wide > 1:
         middle = (wide + narrow) // 2

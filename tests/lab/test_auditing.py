@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,16 @@ def test_a_run_without_intact_checkpoints_is_refused(finished, capsys, elsewhere
     (elsewhere / "run").mkdir()
     (elsewhere / "run" / "config.yaml").write_text(finished.config.read_text())
     assert "no checkpoint" in refuse(capsys, ["--checkpoint", "run"])
+
+
+def test_checkpoints_that_the_records_do_not_reach_are_passed_over(finished, elsewhere):
+    where = directory.Directory(elsewhere / "run")
+    shutil.copytree(finished.path, where.path)
+    lines = where.metrics.read_text().splitlines(keepends=True)
+    where.metrics.write_text("".join(lines[: 2 * 6]))  # two seeds a line each
+    with pytest.warns(UserWarning, match="passed over update 7"):
+        points = auditing._points(directory.find(where.path)[1], where.path)
+    assert [point.update for point in points] == [0, 4, 6]
 
 
 def test_checkpoints_of_a_run_are_audited_against_the_truth(finished, capsys, elsewhere):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 
@@ -83,7 +84,7 @@ BAD = {
     "--env Pendulum-v1 --policy tabular": "tabular",
     "--name a/b": "name='a/b'",
     "--directory /dev/null": "/dev/null",
-    "--config absent.yaml": "absent.yaml",
+    "--config absent.yaml": "config absent.yaml does not exist",
     "--devices 0": "devices=0 must be from 1 to",
     "--memory-limit many": "memory_limit='many'",
     "--coordinator here:1": "coordinator, num_processes and process_id go with distributed",
@@ -92,7 +93,10 @@ BAD = {
     "--distributed --coordinator here:1 --num-processes 2 --process-id 2": "from 0 to 1",
     "--distributed --timeout 0": "timeout=0",
     "--resume absent": "no run at absent",
-    "--resume absent --seeds 3": "--resume",
+    "--resume absent --seeds 3": "drop the other flags",
+    "--resume absent --seeds 1": "drop the other flags",  # though that is the default
+    "--resume absent --num_episodes=512": "drop the other flags",
+    "--resume absent --lambda 0.95": "drop the other flags",
 }
 
 
@@ -100,6 +104,24 @@ BAD = {
 def test_what_train_cannot_do_is_one_line_and_leaves_nothing(arguments, capsys, elsewhere):
     assert BAD[arguments] in refuse(capsys, ["train", *arguments.split()])
     assert list(elsewhere.iterdir()) == []
+
+
+def test_a_command_that_there_is_not_is_refused(capsys):
+    assert refuse(capsys, ["trian"]).startswith(
+        "pgjax: error: command='trian' is unknown (did you mean 'train'?); choose from: train, "
+    )
+
+
+def test_a_reader_that_has_seen_enough_ends_the_program_quietly():
+    program = subprocess.Popen(
+        [sys.executable, "-m", "pgjax", "list", "envs"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    program.stdout.close()
+    assert program.stderr.read() == ""
+    assert program.wait() == 128 + signal.SIGPIPE
 
 
 def test_a_run_directory_that_exists_is_refused(capsys, elsewhere):
@@ -199,7 +221,6 @@ def test_ctrl_c_is_one_line(monkeypatch, capsys):
     ("argv", "message"),
     [
         ([], "Expected one of {train, sweep, evaluate, audit, plot, report, list}."),
-        (["trian"], "Unrecognized options: trian"),
         (["list", "x"], "'policies', 'distributions')."),
         (["plot", "--config", "absent.yaml"], "options: --config"),
     ],

@@ -4,6 +4,8 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from tqdm import tqdm
+
 from pgjax.lab import config as configs
 from pgjax.lab import experiment, machine, parallel
 from pgjax.lab.config import Config
@@ -120,7 +122,10 @@ def compiled(
 
     # XLA compiles without holding Python up.
     with ThreadPoolExecutor(machine.cores()) as pool:
-        return Plan(sweep, configurations, groups, list(pool.map(fitted, groups, widths)), limit)
+        made = pool.map(fitted, groups, widths)
+        # On a terminal alone: for those who read what is printed, the plan is enough.
+        shown = tqdm(made, "planning", len(groups), unit="group", leave=False, disable=None)
+        return Plan(sweep, configurations, groups, list(shown), limit)
 
 
 def dealt(runs: list[Any], block: int, num_devices: int) -> list[Any]:

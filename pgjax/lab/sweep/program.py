@@ -82,8 +82,8 @@ def fit(
         if width == len(devices):
             raise ValueError(
                 f"memory_limit={machine.in_words(memory_limit)} is too little: {width} "
-                f"run{'s' if width > 1 else ''} at once of {config.num_episodes} episodes take "
-                f"{machine.in_words(memory)}"
+                f"run{'s' if width > 1 else ''} at once of {config.num_episodes} episodes "
+                f"take{'s' if width == 1 else ''} {machine.in_words(memory)}"
             )
         narrower = min(width - 1, int(width * memory_limit / memory))
         width = _even(num_runs, max(narrower, len(devices)), len(devices))
