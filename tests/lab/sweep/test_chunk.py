@@ -105,10 +105,9 @@ def test_it_does_not_matter_how_many_go_at_once_nor_beside_whom(changed, sweep, 
             assert_same(found, expected[run])
 
 
-def test_it_does_not_matter_in_which_blocks_runs_are_trained(sweep, carried, monkeypatch):
+def test_it_does_not_matter_in_which_blocks_runs_are_trained(sweep, carried, laid_out):
     expected = carried(sweep)
-    fewer = backends.CPU._replace(live_rows=4 * sweep.base.num_episodes)
-    monkeypatch.setattr(backends, "CPU", fewer)
+    laid_out(backends.current()._replace(live_rows=4 * sweep.base.num_episodes))
     assert parallel.block(sweep.base) == 4  # of six runs
     for run, found in carried(sweep).items():
         assert_same(found, expected[run])
