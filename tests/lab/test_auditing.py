@@ -171,6 +171,7 @@ for num in (1, 2):
 """
 
 
+@pytest.mark.slow
 def test_an_audit_is_the_same_on_any_number_of_devices(elsewhere):
     (elsewhere / "c.yaml").write_text("env: ShortCorridor\npolicy: tabular\nnum_episodes: 3\n")
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}

@@ -144,6 +144,7 @@ def test_a_memory_limit_leaves_fewer_runs_at_a_time_and_the_same_bits():
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_memory_limit_makes_chunks_smaller():
     config = of_cartpole(num_episodes=64, chunk_size=4096, evaluation_episodes=4)
     wide, params = fitted(config, None)
