@@ -128,8 +128,8 @@ def compare(
         f"({_change(move)})"
         for move in moves
     ]
-    gone = [case for case in _by_case(before["rows"]) if case not in _by_case(rows)]
-    lines += [f"not measured this time: {case}" for case in gone]
+    gone = _by_case(before["rows"]).keys() - _by_case(rows)
+    lines += [f"not measured this time: {case}" for case in sorted(gone)]
     kept = before.get("code", {})
     lines += [f"kept of {kept['commit']}, {kept['date']}"] if kept else []
     together = f", all by a median of {statistics.median(ratios) - 1:+.0%}" if ratios else ""

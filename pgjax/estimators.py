@@ -5,6 +5,7 @@ it) and a *state weighting* (how visits count), chosen independently: Schulman e
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters import partial_eval
 from jax.typing import ArrayLike
 
 from pgjax import baselines, checks, returns
@@ -319,6 +321,11 @@ def check_rows(estimator: Estimator, num_rows: int, argument: str = "num_episode
         checks.at_least(argument, num_rows, 2, reason)
 
 
+def check_bootstraps(estimator: Estimator) -> None:
+    """Raises `ValueError` for a form that cannot see beyond the end of a window."""
+    checks.choice("form", estimator.form, sorted(filter(bootstraps, FORMS)))
+
+
 def check_hyper(hyper: Hyper) -> None:
     """Raises `ValueError` for a discount or lambda outside [0, 1], n < 1 or a number not finite."""
     checks.within("discount", hyper.discount, 0, 1)
@@ -357,9 +364,9 @@ def _read(function: Callable[[Steps], jax.Array]) -> frozenset[str]:
     """Names of the steps that a function computes with, found by tracing it."""
     series = [jax.ShapeDtypeStruct((2, 2), jnp.result_type(float))] * len(Steps._fields)
     program = jax.make_jaxpr(lambda *series: function(Steps(*series)))(*series).jaxpr
-    used = [*program.outvars, *(x for line in program.eqns for x in line.invars)]
-    fields = zip(Steps._fields, program.invars, strict=True)
-    return frozenset(name for name, own in fields if any(own is x for x in used))
+    # Also what is handed to a function within, as to a jitted one, counts only if that uses it.
+    _, used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))
+    return frozenset(itertools.compress(Steps._fields, used))
 
 
 def _cleared(steps: Steps) -> Steps:

@@ -34,6 +34,12 @@ def has_memory(policy: Policy) -> bool:
     return bool(jax.tree.leaves(policy.initial_state()))
 
 
+def check_memoryless(policy: Policy, what: str) -> None:
+    """Raises `ValueError` for a policy with memory, which `what` is not for."""
+    if has_memory(policy):
+        raise ValueError(f"policy has a memory: {what} are for policies without one")
+
+
 class ValueFunction(NamedTuple):
     """The expected return from an observation on, or from each action there."""
 

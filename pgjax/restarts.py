@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from pgjax import batching, checks, rollout
 from pgjax.batching import choose
-from pgjax.policies import Params, Policy, has_memory
+from pgjax.policies import Params, Policy, check_memoryless
 
 
 class Visits(NamedTuple):
@@ -56,7 +56,7 @@ def visit(
     Source: Chao 1982, "A general purpose unequal probability sampling plan".
     """
     checks.at_least("num_episodes", num_episodes, 1)
-    check_memoryless(policy)
+    check_memoryless(policy, "restarts")
 
     def one(key):
         reset_key, step_key, keep_key = jax.random.split(key, 3)
@@ -137,12 +137,6 @@ def continuations(
         return jax.lax.while_loop(go_on, step, start)[-1]
 
     return jax.vmap(one)(jax.random.split(key, len(visits.time)), visits, action)
-
-
-def check_memoryless(policy: Policy) -> None:
-    """Refuses policies with memory, which a state of the environment does not restore."""
-    if has_memory(policy):
-        raise ValueError("policy has a memory, and restarts need a policy without one")
 
 
 def _advance(key, env, env_params, policy, params):

@@ -604,6 +604,13 @@ def test_a_new_form_is_given_the_values_that_it_reads(monkeypatch):
     np.testing.assert_allclose(moments(choice, GENERIC, value=value).mean, truth, atol=1e-9)
 
 
+def test_a_jitted_form_reads_what_it_uses(monkeypatch):
+    monkeypatch.setitem(FORMS, "squares", jax.jit(lambda steps, hyper: steps.reward**2))
+    monkeypatch.setitem(FORMS, "next", jax.jit(lambda steps, hyper: steps.next_value))
+    assert not estimators.needs_value(estimator("squares", "none"))
+    assert estimators.bootstraps("next") and not estimators.is_advantage("next")
+
+
 def test_a_new_baseline_is_given_the_values_that_it_reads(monkeypatch):
     monkeypatch.setitem(estimators.BASELINES, "half", lambda form, steps: 0.5 * steps.value)
     assert estimators.needs_value(estimator("reward_to_go", "half"))

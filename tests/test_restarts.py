@@ -131,5 +131,5 @@ def test_refusals():
         restarts.visit(KEY, *arguments, num_episodes=0)
     memory = CASE.policy._replace(initial_state=lambda: jnp.zeros(1))
     with pytest.raises(ValueError, match="policy has a memory"):
-        restarts.check_memoryless(memory)
-    restarts.check_memoryless(policies.tabular(4, 3))
+        policies.check_memoryless(memory, "restarts")
+    policies.check_memoryless(policies.tabular(4, 3), "restarts")

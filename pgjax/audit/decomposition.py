@@ -12,7 +12,7 @@ from pgjax import checks, estimators, restarts
 from pgjax.audit import intervals
 from pgjax.audit.intervals import Estimate
 from pgjax.estimators import Hyper
-from pgjax.policies import Params, Policy
+from pgjax.policies import Params, Policy, check_memoryless
 
 BLOCKS = 64
 """Number of blocks into which the episodes are cut, for the jackknife."""
@@ -104,7 +104,7 @@ def variance_decomposition(
     intervals.check_level(level)
     checks.choice("state_weighting", state_weighting, estimators.STATE_WEIGHTINGS)
     estimators.check_hyper(hyper)
-    restarts.check_memoryless(policy)
+    check_memoryless(policy, "restarts")
     rate = jnp.asarray(hyper.discount if state_weighting == "discounted" else 1.0, float)
     weights = rate ** jnp.arange(horizon)
     size = min(chunk_size, -(-num_episodes // BLOCKS))

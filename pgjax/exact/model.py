@@ -10,7 +10,7 @@ from scipy.sparse import csgraph, csr_array
 
 from pgjax import checks
 from pgjax.environments.tabular import MDP, check_mdp, observations
-from pgjax.policies import Params, Policy, has_memory
+from pgjax.policies import Params, Policy, check_memoryless
 
 
 class Model(NamedTuple):
@@ -66,8 +66,7 @@ def check(mdp: MDP, policy: Policy) -> None:
     """Refuses what can be refused before the parameters are known."""
     if not checks.is_traced(mdp):
         check_mdp(mdp)
-    if has_memory(policy):
-        raise ValueError("policy has a memory: exact values are for policies without one")
+    check_memoryless(policy, "exact values")
 
 
 def check_fit(mdp: MDP, policy: Policy, params: Params) -> None:

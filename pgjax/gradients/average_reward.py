@@ -88,8 +88,7 @@ def average_reward_gradient(
 
     Source: Sutton et al. 2000; Sutton & Barto 2018, section 13.6.
     """
-    bootstrapping = sorted(filter(estimators.bootstraps, estimators.FORMS))
-    checks.choice("form", estimator.form, bootstrapping)
+    estimators.check_bootstraps(estimator)
     if not checks.is_traced(hyper.discount) and float(hyper.discount) != 1:
         raise ValueError(f"discount={hyper.discount!r} must be 1: the average reward has none")
     check_estimator(estimator, hyper, value_function)

@@ -93,8 +93,7 @@ def segment_gradient(
     """
     check_counts(num_rows=num_rows, horizon=horizon, chunk_size=chunk_size)
     sharding.check("num_rows", num_rows, mesh)
-    bootstrapping = sorted(filter(estimators.bootstraps, estimators.FORMS))
-    checks.choice("form", estimator.form, bootstrapping)
+    estimators.check_bootstraps(estimator)
     checks.choice("state_weighting", estimator.state_weighting, ["uniform"])
     check_estimator(estimator, hyper, value_function)
     estimators.check_rows(estimator, num_rows, "num_rows")

@@ -13,7 +13,7 @@ from pgjax.distributions import Independent, Normal
 from pgjax.environments import LQG, check_lqg
 from pgjax.estimators import Hyper
 from pgjax.exact import model
-from pgjax.policies import Params, Policy, has_memory
+from pgjax.policies import Params, Policy, check_memoryless
 
 
 class Loop(NamedTuple):
@@ -93,8 +93,7 @@ def check(
     """Refuses what is wrong whatever the parameters; the horizon only if `hyper` is given."""
     if not checks.is_traced(system):
         check_lqg(system)
-    if has_memory(policy):
-        raise ValueError("policy has a memory: exact values are for policies without one")
+    check_memoryless(policy, "exact values")
     if hyper is None:
         return
     model.check_discount(hyper)

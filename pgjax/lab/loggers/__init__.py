@@ -5,7 +5,8 @@ of a run, or of one configuration and seed of a sweep, told from the others by w
 `seed=3`, or `learning_rate=0.01,seed=3`.
 
 The JSON lines remain the truth. A run that goes on after a stop sends again what its records
-already hold, and every logger ends up with each step once, whatever it had lost to a kill.
+already hold, and every logger ends up with each step once, whatever it had lost to a kill; only
+trackio on a network file system has some twice.
 """
 
 from pgjax.lab.loggers.opening import LOGGERS, Backend, Rows, check, opened
