@@ -21,6 +21,10 @@ RESULTS = Path(__file__).parent / "results"
 LEAST = 0.05
 """Differences of less than this share of a figure do not count."""
 
+CPUINFO = Path("/proc/cpuinfo")
+NUMBERS = {"family": "cpu family", "model": "model"}
+"""What tells processors of one name apart -> what Linux calls it."""
+
 Row = dict[str, Any]
 """`case`, `measured` (median, quartiles and rounds by name) and `facts`, as `row` makes it."""
 
@@ -74,7 +78,7 @@ def machine() -> dict[str, str]:
 
 
 def kind() -> str:
-    """The kind of machine, such as cpu-2-amd-epyc or gpu-1-nvidia-h200."""
+    """The kind of machine, such as cpu-2-amd-epyc-family-25-model-17 or gpu-1-nvidia-h200."""
     import jax
 
     from pgjax.lab import machine
@@ -302,9 +306,15 @@ def _slug(text: str) -> str:
 
 
 def _processor() -> str:
-    """The processor's own name."""
+    """The processor's own name, and its family and model where it gives them.
+
+    To a virtual machine, processors that differ by a factor of two in speed are both an AMD EPYC.
+    """
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        lines = [line.split(":", 1) for line in CPUINFO.read_text().splitlines() if ":" in line]
+    except OSError:
+        lines = []
+    told = {name.strip(): value.strip() for name, value in lines}
+    name = told.get("model name") or platform.processor() or platform.machine()
+    numbers = [f"{of} {told[key]}" for of, key in NUMBERS.items() if key in told]
+    return " ".join([name, *numbers])

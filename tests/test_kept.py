@@ -143,6 +143,28 @@ def test_kind_is_one_word_for_a_directory():
     assert set(kept.kind()) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-")
 
 
+def test_kind_tells_processors_of_one_name_apart(monkeypatch, tmp_path):
+    kinds = set()
+    for number in (17, 1):
+        cpuinfo = tmp_path / str(number)
+        told = f"processor : 0\ncpu family\t: 25\nmodel\t\t: {number}\nmodel name\t: AMD EPYC\n\n"
+        cpuinfo.write_text(told * 2)
+        monkeypatch.setattr(kept, "CPUINFO", cpuinfo)
+        kinds.add(kept.kind())
+    assert {kind.partition("-amd-")[2] for kind in kinds} == {
+        "epyc-family-25-model-1",
+        "epyc-family-25-model-17",
+    }
+
+
+@pytest.mark.parametrize("told", ["", "CPU implementer : 0x41\n", None])
+def test_kind_is_there_where_the_processor_has_no_name(monkeypatch, tmp_path, told):
+    if told is not None:
+        (tmp_path / "cpuinfo").write_text(told)
+    monkeypatch.setattr(kept, "CPUINFO", tmp_path / "cpuinfo")
+    assert kept.kind().startswith("cpu-") and "family" not in kept.kind()
+
+
 def test_everything_that_is_kept_can_be_read():
     files = sorted(kept.RESULTS.glob("*/*.json"))
     assert files
