@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
 
-from pgjax import backends
+from pgjax import backends, checks
 
 
 @jax.custom_batching.custom_vmap
@@ -46,17 +47,25 @@ def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def call(*args):
-        leaves, structure = jax.tree.flatten(args)
-        arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
-
-        def restored(*arrays):
-            given = iter(arrays)
-            filled = [next(given) if isinstance(x, jax.Array) else x for x in leaves]
-            return function(*jax.tree.unflatten(structure, filled))
-
-        return _in_turn(restored)(*arrays)
+        arrays, restore = split(args)
+        return _in_turn(lambda *arrays: function(*restore(arrays)))(*arrays)
 
     return call
+
+
+def split(tree: Any) -> tuple[list[jax.Array], Callable[[Any], Any]]:
+    """The arrays among the leaves of a tree, and what puts others in their place.
+
+    What is not an array, such as the numbers of an environment's parameters, stays a constant.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+
+    def restore(arrays):
+        given = iter(arrays)
+        filled = [next(given) if isinstance(x, jax.Array) else x for x in leaves]
+        return jax.tree.unflatten(structure, filled)
+
+    return [leaf for leaf in leaves if isinstance(leaf, jax.Array)], restore
 
 
 def _in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,6 +94,53 @@ def _in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
         return out, jax.tree.map(lambda _: True, out)
 
     return apply
+
+
+def together(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`(whole, rows) -> function(whole, rows, several)`, whose vmapped calls are made as one.
+
+    For rows that do not depend on each other, with results by row. If vmapped calls share `whole`,
+    one call has the rows of all of them, and is told that `several` is true. Otherwise they are
+    vmapped as ever, and so they are if `function` closes over arrays that may be vmapped.
+    """
+
+    def call(whole, rows, several=False):
+        make = jax.make_jaxpr(function, static_argnums=2, return_shape=True)
+        program, like = make(whole, rows, several)
+        if checks.is_traced(program.consts):
+            return function(whole, rows, several)
+
+        @jax.custom_batching.custom_vmap
+        def apply(whole, rows):
+            return jax.tree.unflatten(
+                jax.tree.structure(like), jaxpr_as_fun(program)(*jax.tree.leaves((whole, rows)))
+            )
+
+        @apply.def_vmap
+        def _(axis_size, in_batched, whole, rows):
+            if any(jax.tree.leaves(in_batched[0])):
+                axes = jax.tree.map(lambda batched: 0 if batched else None, tuple(in_batched))
+                one = lambda whole, rows: function(whole, rows, several)
+                out = jax.vmap(one, axes, axis_size=axis_size)(whole, rows)
+            else:
+                rows = jax.tree.map(_flat(axis_size), rows, in_batched[1])
+                out = call(whole, rows, several=True)
+                out = jax.tree.map(lambda x: x.reshape(axis_size, -1, *x.shape[1:]), out)
+            return out, jax.tree.map(lambda _: True, out)
+
+        return apply(whole, rows)
+
+    return call
+
+
+def _flat(axis_size):
+    """`(x, batched) -> [axis_size N, ...]`, of `[axis_size, N, ...]` or of `[N, ...]` for all."""
+
+    def flat(x, batched):
+        x = x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+        return x.reshape(-1, *x.shape[2:])
+
+    return flat
 
 
 def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,10 +191,7 @@ def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @many.def_vmap
     def _(axis_size, in_batched, condition, otherwise, args):
-        def flat(x, has):
-            x = x if has else jnp.broadcast_to(x, (axis_size, *x.shape))
-            return x.reshape(-1, *x.shape[2:])
-
+        flat = _flat(axis_size)
         batched, old_batched, args_batched = in_batched
         shares = lambda x, has: flat(x, has) if has or len(x) > 1 else x
         out = many(

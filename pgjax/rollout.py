@@ -85,45 +85,49 @@ def episodes(
         checks.choice("fields", field, STEP_FIELDS)
     sharding.check("num_episodes", num_episodes, mesh)
 
-    advance = advancing(env, env_params)
     inferred = {"mask", "terminated", "truncated"}  # from how long a row is and how it ended
     dropped = set(STEP_FIELDS) - set(fields) | inferred
+    arrays, restore = batching.split(env_params)
 
-    def begin(key):
-        reset_key, *step_keys = jax.random.split(key, 3)
-        obs, state = env.reset_env(reset_key, env_params)
-        end = jnp.int32(0), jnp.bool_(False), jnp.bool_(False)
-        return (state, obs, policy.initial_state(), end, jnp.bool_(True)), step_keys
+    def play(whole, keys, several):
+        params, env_params = whole[0], restore(whole[1])
+        advance = advancing(env, env_params)
 
-    def act(params, row):
-        _, obs, policy_state, *_ = row
-        return policy.step(params, policy_state, obs)
+        def begin(key):
+            reset_key, *step_keys = jax.random.split(key, 3)
+            obs, state = env.reset_env(reset_key, env_params)
+            end = jnp.int32(0), jnp.bool_(False), jnp.bool_(False)
+            return (state, obs, policy.initial_state(), end, jnp.bool_(True)), step_keys
 
-    def follow(row, acted, time, keys):
-        state, obs, _, end, live = row
-        policy_state, distribution = acted
-        next_state, next_obs, record = advance(distribution, keys, state, obs)
-        window_ends = (time == horizon - 1) & ~record.terminated
-        next_end = time + 1, record.terminated, record.truncated | window_ends
-        record = record._replace(**dict.fromkeys(dropped))
-        obs, end = choose(live, (next_obs, next_end), (obs, end))
-        return (next_state, obs, policy_state, end, live & ~(end[1] | end[2])), record
+        def act(row):
+            _, obs, policy_state, *_ = row
+            return policy.step(params, policy_state, obs)
 
-    def play(params, keys):
+        def follow(row, acted, time, keys):
+            state, obs, _, end, live = row
+            policy_state, distribution = acted
+            next_state, next_obs, record = advance(distribution, keys, state, obs)
+            window_ends = (time == horizon - 1) & ~record.terminated
+            next_end = time + 1, record.terminated, record.truncated | window_ends
+            record = record._replace(**dict.fromkeys(dropped))
+            obs, end = choose(live, (next_obs, next_end), (obs, end))
+            return (next_state, obs, policy_state, end, live & ~(end[1] | end[2])), record
+
         rows = jax.vmap(begin)(keys)
-        rows, records = stepping.while_live(Step(partial(act, params), follow), *rows, horizon)
+        rows, records = stepping.while_live(Step(act, follow), *rows, horizon, several)
         _, final_obs, _, end, _ = rows
         length, terminated, truncated = (x[:, None] for x in end)
         time = jnp.arange(horizon)[None]
-        whole = {
+        found = {
             "mask": (time < length).astype(jnp.result_type(float)),
             "terminated": terminated & (time == length - 1),
             "truncated": truncated & (time == length - 1),
         }
-        wanted = {name: x for name, x in whole.items() if name in fields}
+        wanted = {name: x for name, x in found.items() if name in fields}
         return records._replace(final_obs=final_obs, **wanted)
 
-    return sharding.over_rows(play, mesh)(params, jax.random.split(key, num_episodes))
+    keys = jax.random.split(key, num_episodes)
+    return sharding.over_rows(batching.together(play), mesh)((params, arrays), keys)
 
 
 def start(key: jax.Array, env: Any, env_params: Any, policy: Policy, *, num_rows: int) -> Rows:

@@ -29,18 +29,25 @@ class Step(NamedTuple):
     follow: Callable[[Any, Any, jax.Array, Any], Any]  # (row, acted, time, keys) -> (row, record)
 
 
-def widths(num_rows: int) -> tuple[int, ...]:
-    """How many of `num_rows` that may end are stepped side by side, and of those left over."""
+def widths(num_rows: int, several: bool = False) -> tuple[int, ...]:
+    """How many of `num_rows` that may end are stepped side by side, and of those left over.
+
+    Args:
+      num_rows: all of them.
+      several: whether they are the rows of several calls.
+    """
     layout = backends.current()
     width = min(num_rows, layout.live_rows or num_rows)
     part = width // layout.live_parts
     # For just as many rows, as in the default run on two devices, parts would take half a second
     # longer to compile and solve the task no sooner.
-    fits = num_rows == layout.live_rows
+    fits = num_rows == layout.live_rows and not several
     return (width, part) if LEAST_PART <= part < width and not fits else (width,)
 
 
-def while_live(step: Step, rows: Any, keys: Any, horizon: int) -> tuple[Any, Any]:
+def while_live(
+    step: Step, rows: Any, keys: Any, horizon: int, several: bool = False
+) -> tuple[Any, Any]:
     """Rows over at most `horizon` steps, in blocks, until none is live.
 
     Where it suits the device, rows are stepped some at a time (`widths`), and only those that are
@@ -51,12 +58,13 @@ def while_live(step: Step, rows: Any, keys: Any, horizon: int) -> tuple[Any, Any
       rows: where they stand, `[N, ...]`; the last entry is `live`.
       keys: `[N]` each, typed.
       horizon: T.
+      several: whether these are the rows of several calls.
 
     Returns:
       The rows after it, and records `[N, T, ...]`, zero where a row was not live.
     """
     num_rows = len(rows[-1])
-    width, *parts = widths(num_rows)
+    width, *parts = widths(num_rows, several)
     # Vmapped batches may need both widths in one block: a part costs little beside all rows.
     spare = parts[0] if parts and width == num_rows else None
     num_blocks = -(-horizon // (SHORT_BLOCK if backends.current().live_rows else BLOCK))

@@ -70,6 +70,30 @@ def test_a_block_stops_when_its_own_calls_are_done():
     np.testing.assert_array_equal(batching.vmap_in_blocks(steps_of_all, None)(limits), [9] * 4)
 
 
+def test_vmapped_calls_are_made_as_one_where_they_share_the_whole():
+    calls = []
+
+    def function(whole, rows, several):
+        calls.append((len(rows["x"]), several))
+        return {"y": whole * rows["x"] + rows["z"]}
+
+    apply = batching.together(function)
+    x, z, whole = jnp.arange(12.0).reshape(3, 4), jnp.ones(4), jnp.array([1.0, 2.0, 3.0])
+    run = lambda whole, x: apply(whole, {"x": x, "z": z})["y"]
+    np.testing.assert_array_equal(run(2.0, x[0]), 2 * x[0] + 1)
+    assert set(calls) == {(4, False)}
+    np.testing.assert_array_equal(jax.vmap(run, (None, 0))(2.0, x), 2 * x + 1)
+    assert (12, True) in calls
+    calls.clear()
+    np.testing.assert_array_equal(jax.vmap(run)(whole, x), whole[:, None] * x + 1)
+    assert set(calls) == {(4, False)}
+    calls.clear()
+    every = jax.vmap(jax.vmap(run, (0, None)), (None, 0))(whole, x)
+    np.testing.assert_array_equal(every, whole[None, :, None] * x[:, None] + 1)
+    closed = lambda scale, x: batching.together(lambda _, x, several: scale * x)((), x)
+    np.testing.assert_array_equal(jax.vmap(closed)(whole, x), whole[:, None] * x)
+
+
 def test_seldom_needed_work_is_done_where_it_is_needed():
     called = []
 

@@ -104,7 +104,7 @@ def test_the_time_limit_truncates():
 
 
 def counting(num_episodes, horizon):
-    """Episodes of CartPole, `key -> Trajectory`, and a list with an entry a step of a row."""
+    """Episodes of CartPole, `(key, scale) -> Trajectory`, and a list of all steps of rows."""
     env, env_params, policy, params, _ = roll()
     taken = []
 
@@ -115,13 +115,13 @@ def counting(num_episodes, horizon):
     class Counting(type(env)):
         step_env = staticmethod(counted)
 
-    def run(key):
+    def run(key, scale=1.0):
         return rollout.episodes(
             key,
             Counting(),
             env_params,
             policy,
-            params,
+            jax.tree.map(lambda x: x * scale, params),
             num_episodes=num_episodes,
             horizon=horizon,
         )
@@ -135,10 +135,12 @@ def test_stepping_stops_when_every_row_has_ended():
     lengths = jax.jit(run)(jax.random.key(0)).mask.sum(1)
     jax.effects_barrier()
     assert len(taken) / 4 < lengths.max() + stepping.BLOCK
-    taken.clear()
-    lengths = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 3)).mask.sum(2)
-    jax.effects_barrier()
-    assert len(taken) / 12 < lengths.max() + stepping.BLOCK
+    for others in ((), (jnp.ones(3),)):  # with shared parameters, and with some for each
+        taken.clear()
+        keys = jax.random.split(jax.random.key(0), 3)
+        lengths = jax.jit(jax.vmap(run))(keys, *others).mask.sum(2)
+        jax.effects_barrier()
+        assert len(taken) / 12 < lengths.max() + stepping.BLOCK
 
 
 def step_few(monkeypatch, live_rows, live_parts):
@@ -155,8 +157,10 @@ def step_few(monkeypatch, live_rows, live_parts):
 def test_rows_left_over_are_stepped_in_parts_unless_that_costs_more(num_rows, expected, laid_out):
     laid_out(backends.CPU)
     assert stepping.widths(num_rows) == expected
+    if num_rows >= 256:
+        assert stepping.widths(num_rows, several=True) == (256, 32)
     laid_out(backends.GPU)
-    assert stepping.widths(num_rows) == (num_rows,)
+    assert stepping.widths(num_rows, several=True) == stepping.widths(num_rows) == (num_rows,)
 
 
 @pytest.mark.parametrize("widths", [(4, 1), (8, 4)])
@@ -178,7 +182,7 @@ def test_few_of_many_vmapped_rows_are_stepped_by_themselves(monkeypatch):
     step_few(monkeypatch, 256, 8)
     run, taken = counting(num_episodes=64, horizon=200)
     keys = jax.random.split(jax.random.key(0), 3)
-    lengths = np.asarray(jax.jit(jax.vmap(run))(keys).mask.sum(2), int)
+    lengths = np.asarray(jax.jit(jax.vmap(run))(keys, jnp.ones(3)).mask.sum(2), int)
     jax.effects_barrier()
     blocks = -(-lengths.max() // stepping.SHORT_BLOCK)
     live = (lengths[..., None] > stepping.SHORT_BLOCK * np.arange(blocks)).sum(1)  # [3, blocks]
@@ -186,6 +190,48 @@ def test_few_of_many_vmapped_rows_are_stepped_by_themselves(monkeypatch):
     parts = 8 * ((live > 0) & (live <= 8)).any(0)
     assert len(taken) == 3 * stepping.SHORT_BLOCK * (whole + parts).sum()
     assert len(taken) < 0.8 * 3 * 64 * lengths.max()  # what stepping all of them would take
+
+
+@pytest.mark.parametrize("num_calls", [3, (3, 2)])
+def test_vmapped_rows_of_one_policy_are_stepped_together(num_calls, monkeypatch):
+    """They fill each other's places, so that the cost follows the live steps of all of them."""
+    step_few(monkeypatch, 8, 4)
+    run, taken = counting(num_episodes=8, horizon=200)
+    keys = jax.random.split(jax.random.key(0), num_calls)
+    of_all = jax.vmap(run) if keys.ndim == 1 else jax.vmap(jax.vmap(run))
+    lengths = np.asarray(jax.jit(of_all)(keys).mask.sum(-1), int)
+    jax.effects_barrier()
+    blocks = -(-lengths // stepping.SHORT_BLOCK)
+    of_rows = stepping.SHORT_BLOCK * blocks.sum()
+    assert of_rows <= len(taken) <= of_rows + stepping.SHORT_BLOCK * blocks.max()
+    assert len(taken) < 0.6 * lengths.size * lengths.max()  # what call by call would take
+
+
+def test_vmapped_rows_may_depend_on_anything():
+    """On parameters of the environment, given or closed over, and on a policy that closes over."""
+    env, env_params, policy, params, _ = roll()
+    key, gravity = jax.random.key(3), jnp.array([2.0, 9.8, 40.0])
+
+    def run(key, env_params, scale):
+        scaled = lambda params, carry, obs: policy.step(
+            jax.tree.map(lambda x: x * scale, params), carry, obs
+        )
+        acting = policy._replace(step=scaled)
+        return rollout.episodes(
+            key, env, env_params, acting, params, num_episodes=5, horizon=60
+        ).mask.sum(1)
+
+    changed = lambda gravity: env_params.replace(gravity=gravity)
+    runs = {
+        "given": lambda x: run(key, changed(x), 1.0),
+        "closed over": lambda x: run(key, env_params, x),
+        "both": lambda x: run(key, changed(x), x),
+    }
+    for function in runs.values():
+        found = jax.jit(jax.vmap(function))(gravity)
+        expected = jnp.stack([jax.jit(function)(x) for x in gravity])
+        np.testing.assert_array_equal(found, expected)
+        assert len(np.unique(found, axis=0)) > 1
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Catch-bsuite", "FrozenLake-misc"])
