@@ -110,18 +110,17 @@ def together(function: Callable[..., Any]) -> Callable[..., Any]:
         if checks.is_traced(program.consts):
             return function(whole, rows, several)
 
-        @jax.custom_batching.custom_vmap
-        def apply(whole, rows):
-            return jax.tree.unflatten(
-                jax.tree.structure(like), jaxpr_as_fun(program)(*jax.tree.leaves((whole, rows)))
-            )
+        def run(whole, rows):
+            out = jaxpr_as_fun(program)(*jax.tree.leaves((whole, rows)))
+            return jax.tree.unflatten(jax.tree.structure(like), out)
+
+        apply = jax.custom_batching.custom_vmap(run)
 
         @apply.def_vmap
         def _(axis_size, in_batched, whole, rows):
             if any(jax.tree.leaves(in_batched[0])):
                 axes = jax.tree.map(lambda batched: 0 if batched else None, tuple(in_batched))
-                one = lambda whole, rows: function(whole, rows, several)
-                out = jax.vmap(one, axes, axis_size=axis_size)(whole, rows)
+                out = jax.vmap(run, axes, axis_size=axis_size)(whole, rows)
             else:
                 rows = jax.tree.map(_flat(axis_size), rows, in_batched[1])
                 out = call(whole, rows, several=True)
