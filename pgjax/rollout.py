@@ -59,7 +59,8 @@ def episodes(
     An ended row keeps its last observation, and stepping stops once every row has ended.
     Where rows are stepped some at a time (`backends.Backend.live_rows`), ended ones make room for
     others, so that the cost follows the live steps; otherwise it follows the longest episode. Each
-    row has a key of its own, and does not depend on the rows beside it.
+    row has a key of its own, and does not depend on the rows beside it: vmapped calls with the same
+    parameters are one call with the rows of all.
 
     Args:
       key: typed PRNG key.
