@@ -23,7 +23,7 @@ LEAST = 0.05
 
 CPUINFO = Path("/proc/cpuinfo")
 NUMBERS = {"family": "cpu family", "model": "model"}
-"""What tells processors of one name apart -> what Linux calls it."""
+"""Numbers that tell processors of one name apart, and what Linux calls them."""
 
 Row = dict[str, Any]
 """`case`, `measured` (median, quartiles and rounds by name) and `facts`, as `row` makes it."""

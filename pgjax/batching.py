@@ -47,25 +47,25 @@ def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def call(*args):
-        arrays, restore = split(args)
+        arrays, restore = split(args, jax.Array)
         return _in_turn(lambda *arrays: function(*restore(arrays)))(*arrays)
 
     return call
 
 
-def split(tree: Any) -> tuple[list[jax.Array], Callable[[Any], Any]]:
-    """The arrays among the leaves of a tree, and what puts others in their place.
+def split(tree: Any, kind: Any) -> tuple[list[Any], Callable[[Any], Any]]:
+    """The leaves of a tree that are of a kind, and what puts others in their place.
 
-    What is not an array, such as the numbers of an environment's parameters, stays a constant.
+    The rest, such as the numbers of an environment's parameters, stay the constants they are.
     """
     leaves, structure = jax.tree.flatten(tree)
 
-    def restore(arrays):
-        given = iter(arrays)
-        filled = [next(given) if isinstance(x, jax.Array) else x for x in leaves]
+    def restore(chosen):
+        given = iter(chosen)
+        filled = [next(given) if isinstance(x, kind) else x for x in leaves]
         return jax.tree.unflatten(structure, filled)
 
-    return [leaf for leaf in leaves if isinstance(leaf, jax.Array)], restore
+    return [leaf for leaf in leaves if isinstance(leaf, kind)], restore
 
 
 def _in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -99,9 +99,10 @@ def _in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
 def together(function: Callable[..., Any]) -> Callable[..., Any]:
     """`(whole, rows) -> function(whole, rows, several)`, whose vmapped calls are made as one.
 
-    For rows that do not depend on each other, with results by row. If vmapped calls share `whole`,
-    one call has the rows of all of them, and is told that `several` is true. Otherwise they are
-    vmapped as ever, and so they are if `function` closes over arrays that may be vmapped.
+    `whole` is what all rows share; `rows` has, and so do the results, an entry for each row, which
+    does not depend on the others. If vmapped calls have the same `whole`, one call has the rows of
+    all of them, and is told that `several` is true. Otherwise they are vmapped as ever: also where
+    `function` closes over what may be vmapped too. It must not sum over vmapped calls (`psum`).
     """
 
     def call(whole, rows, several=False):
@@ -118,16 +119,20 @@ def together(function: Callable[..., Any]) -> Callable[..., Any]:
 
         @apply.def_vmap
         def _(axis_size, in_batched, whole, rows):
-            if any(jax.tree.leaves(in_batched[0])):
+            if axis_size == 0 or any(jax.tree.leaves(in_batched[0])):
                 axes = jax.tree.map(lambda batched: 0 if batched else None, tuple(in_batched))
                 out = jax.vmap(run, axes, axis_size=axis_size)(whole, rows)
             else:
                 rows = jax.tree.map(_flat(axis_size), rows, in_batched[1])
                 out = call(whole, rows, several=True)
-                out = jax.tree.map(lambda x: x.reshape(axis_size, -1, *x.shape[1:]), out)
+                cut = lambda x: x.reshape(axis_size, len(x) // axis_size, *x.shape[1:])
+                out = jax.tree.map(cut, out)
             return out, jax.tree.map(lambda _: True, out)
 
-        return apply(whole, rows)
+        # JAX makes one equation of a custom_vmap and its derivative, of which `grad` knows nothing.
+        played = jax.custom_jvp(apply)
+        played.defjvp(lambda primals, tangents: jax.jvp(run, primals, tangents))
+        return played(whole, rows)
 
     return call
 
@@ -137,7 +142,7 @@ def _flat(axis_size):
 
     def flat(x, batched):
         x = x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
-        return x.reshape(-1, *x.shape[2:])
+        return x.reshape(axis_size * x.shape[1], *x.shape[2:])
 
     return flat
 

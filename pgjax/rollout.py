@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.sharding import Mesh
 
 from pgjax import batching, checks, sharding, stepping
@@ -88,10 +89,10 @@ def episodes(
 
     inferred = {"mask", "terminated", "truncated"}  # from how long a row is and how it ended
     dropped = set(STEP_FIELDS) - set(fields) | inferred
-    arrays, restore = batching.split(env_params)
+    traced, restore = batching.split((params, env_params), Tracer)
 
-    def play(whole, keys, several):
-        params, env_params = whole[0], restore(whole[1])
+    def play(traced, keys, several):
+        params, env_params = restore(traced)
         advance = advancing(env, env_params)
 
         def begin(key):
@@ -128,7 +129,7 @@ def episodes(
         return records._replace(final_obs=final_obs, **wanted)
 
     keys = jax.random.split(key, num_episodes)
-    return sharding.over_rows(batching.together(play), mesh)((params, arrays), keys)
+    return sharding.over_rows(batching.together(play), mesh)(traced, keys)
 
 
 def start(key: jax.Array, env: Any, env_params: Any, policy: Policy, *, num_rows: int) -> Rows:

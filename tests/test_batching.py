@@ -90,8 +90,40 @@ def test_vmapped_calls_are_made_as_one_where_they_share_the_whole():
     calls.clear()
     every = jax.vmap(jax.vmap(run, (0, None)), (None, 0))(whole, x)
     np.testing.assert_array_equal(every, whole[None, :, None] * x[:, None] + 1)
-    closed = lambda scale, x: batching.together(lambda _, x, several: scale * x)((), x)
-    np.testing.assert_array_equal(jax.vmap(closed)(whole, x), whole[:, None] * x)
+    every = jax.vmap(jax.vmap(run, (None, 0)), (0, None))(whole, x)
+    np.testing.assert_array_equal(every, whole[:, None, None] * x[None] + 1)
+    assert (12, True) in calls
+
+
+def test_calls_that_close_over_what_is_vmapped_are_vmapped():
+    calls = []
+
+    def run(scale, x):
+        function = lambda _, x, several: calls.append(several) or scale * x
+        return batching.together(function)((), x)
+
+    x, scale = jnp.arange(12.0).reshape(3, 4), jnp.array([1.0, 2.0, 3.0])
+    np.testing.assert_array_equal(jax.vmap(run)(scale, x), scale[:, None] * x)
+    assert not any(calls)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0), (3, 4, 0)])
+def test_calls_made_as_one_may_be_empty(shape):
+    apply = batching.together(lambda _, x, several: x + 1)
+    assert jax.vmap(lambda x: apply((), x))(jnp.zeros(shape)).shape == shape
+
+
+def test_calls_made_as_one_can_be_differentiated():
+    apply = batching.together(lambda whole, x, several: jnp.sin(whole * x))
+    x, whole = jnp.arange(12.0).reshape(3, 4), jnp.float32(0.5)
+    of_all = lambda whole: jax.vmap(lambda x: apply(whole, x))(x)
+    expected = x * jnp.cos(whole * x)
+    slope = lambda function: jax.jvp(function, (whole,), (jnp.ones_like(whole),))[1]
+    np.testing.assert_allclose(slope(of_all), expected, rtol=1e-6)
+    one = lambda x: slope(lambda whole: apply(whole, x))
+    np.testing.assert_allclose(jax.jit(jax.vmap(one))(x), expected, rtol=1e-6)
+    of_sum = lambda x: jax.grad(lambda whole: jnp.sum(apply(whole, x)))(whole)
+    np.testing.assert_allclose(jax.vmap(of_sum)(x), jnp.sum(expected, axis=1), rtol=1e-5)
 
 
 def test_seldom_needed_work_is_done_where_it_is_needed():

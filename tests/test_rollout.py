@@ -1,11 +1,16 @@
 """Episodes: ends, alignment, early stopping, independence of rows."""
 
+from operator import itemgetter
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pgjax import backends, distributions, environments, policies, rollout, stepping
+
+FIELDS = ("obs", "action", "terminated", "mask")
 
 
 def roll(name="CartPole-v1", *, num_episodes=16, horizon=100, seed=0, options=(), **kwargs):
@@ -232,6 +237,58 @@ def test_vmapped_rows_may_depend_on_anything():
         expected = jnp.stack([jax.jit(function)(x) for x in gravity])
         np.testing.assert_array_equal(found, expected)
         assert len(np.unique(found, axis=0)) > 1
+
+
+def test_a_rollout_may_be_in_what_is_differentiated():
+    """Its values are constants of a surrogate, however it is vmapped."""
+    env, env_params, policy, params, _ = roll()
+
+    def surrogate(params, key):
+        found = rollout.episodes(
+            key, env, env_params, policy, params, num_episodes=3, horizon=20, fields=FIELDS
+        )
+        found = jax.lax.stop_gradient(found)
+        unroll = lambda obs, boundary: policy.unroll(params, (), obs, boundary)
+        log_prob = jax.vmap(unroll)(found.obs, found.terminated).log_prob(found.action)
+        return jnp.sum(log_prob * found.mask)
+
+    keys = jax.random.split(jax.random.key(6), 2)
+    together = jax.jit(jax.vmap(jax.grad(surrogate), (None, 0)))(params, keys)
+    for i, key in enumerate(keys):
+        alone = jax.jit(jax.grad(surrogate))(params, key)
+        own = jax.tree.map(itemgetter(i), together)
+        chex.assert_trees_all_close(own, alone, rtol=1e-4, atol=1e-5)
+        assert any(np.any(leaf) for leaf in jax.tree.leaves(alone))
+
+
+def test_what_is_not_traced_stays_as_it_is():
+    """Functions and numbers in the parameters, and arrays that an environment makes numbers of."""
+    env, env_params, policy, params, expected = roll(num_episodes=2, horizon=5)
+
+    concrete = env_params.replace(max_steps_in_episode=jnp.int32(500))
+
+    class Concrete(type(env)):
+        def step_env(self, key, state, action, env_params):
+            assert int(env_params.max_steps_in_episode) == 500
+            return super().step_env(key, state, action, env_params)
+
+    def step(own, carry, obs):
+        params, function, number = own
+        assert function is jnp.tanh and number > 0
+        return policy.step(params, carry, obs)
+
+    found = jax.jit(
+        lambda key: rollout.episodes(
+            key,
+            Concrete(),
+            concrete,
+            policy._replace(step=step),
+            (params, jnp.tanh, 1),
+            num_episodes=2,
+            horizon=5,
+        )
+    )(jax.random.key(0))
+    np.testing.assert_allclose(found.obs, expected.obs, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Catch-bsuite", "FrozenLake-misc"])

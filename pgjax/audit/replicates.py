@@ -207,17 +207,23 @@ def _add(state, index, gradient, metrics, limit, origin, first):
 def _to_blocks(sums, new, index, first):
     """Adds `new [C, ...]` of consecutive replicates to the sums of their blocks, block by block.
 
-    Scattered, one replicate after the other, the sums would take several times as long on a CPU.
+    From every block those that may be its own are cut out, which takes a half to a quarter of the
+    time of scattering one after the other on a CPU.
     """
+    num = len(index)
     block = jnp.searchsorted(first, index, side="right") - 1
-    least = np.min(np.diff(first), initial=len(index))
-    num_blocks = 1 - (1 - len(index)) // least  # those that the replicates can lie in, at most
+    sizes = np.minimum(np.diff(first), num) if len(first) > 1 else np.array([num])
+    width = int(np.max(sizes))
+    num_blocks = 1 - (1 - num) // int(np.min(sizes))  # that they may lie in, at most
 
     def add_block(number, sums):
         own = block[0] + number
+        begin = jnp.clip(jnp.asarray(first)[own] - index[0], 0, num - width)
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, begin, width)
+        belongs = cut(block) == own
 
         def add(total, part):
-            share = jnp.sum(jnp.where(expand(block == own, part), part, 0), axis=0)
+            share = jnp.sum(jnp.where(expand(belongs, part), cut(part), 0), axis=0)
             before = jax.lax.dynamic_index_in_dim(total, own, keepdims=False)
             return jax.lax.dynamic_update_index_in_dim(total, before + share, own, 0)
 
