@@ -207,8 +207,8 @@ def _add(state, index, gradient, metrics, limit, origin, first):
 def _to_blocks(sums, new, index, first):
     """Adds `new [C, ...]` of consecutive replicates to the sums of their blocks, block by block.
 
-    From every block those that may be its own are cut out, which takes a half to a quarter of the
-    time of scattering one after the other on a CPU.
+    From every block those that may be its own are cut out and summed at once, where a CPU would
+    scatter one after the other.
     """
     num = len(index)
     block = jnp.searchsorted(first, index, side="right") - 1
