@@ -145,7 +145,9 @@ def window(step: Step, rows: Any, keys: Any, origin: jax.Array, horizon: int) ->
     num_rows = len(keys[0])
     num_shares = -(-num_rows // (backends.current().rows or num_rows))
     width = -(-num_rows // num_shares)
-    block = max(size for size in range(1, BLOCK + 1) if horizon % size == 0)
+    even = max(size for size in range(1, BLOCK + 1) if horizon % size == 0)
+    block = even if even >= SHORT_BLOCK else min(BLOCK, horizon)
+    left_over = horizon % block  # costs another compilation of the step
     rows, records = _blank(step, rows, keys, horizon)
 
     def play_share(number, loop):
@@ -167,6 +169,9 @@ def window(step: Step, rows: Any, keys: Any, origin: jax.Array, horizon: int) ->
             return _play(step, own, records, own_keys, index * block, block, store, origin)
 
         own, records = jax.lax.fori_loop(0, horizon // block, play_block, (own, records))
+        if left_over:
+            start = horizon - left_over
+            own, records = _play(step, own, records, own_keys, start, left_over, store, origin)
         put = lambda x, own: jax.lax.dynamic_update_slice_in_dim(x, own, first, 0)
         return jax.tree.map(put, after, own), records
 

@@ -11,7 +11,7 @@ from pgjax import batching, checks, estimators, rollout, score, sharding
 from pgjax.batching import expand
 from pgjax.distributions import Distribution
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.samples import READ, Term, accumulate, policy_samples
+from pgjax.gradients.samples import READ, Term, accumulate, check_fields, policy_samples
 from pgjax.gradients.value import make_steps, regression, step_weights, values
 from pgjax.policies import Params, Policy, ValueFunction, has_memory, values_of_batch
 from pgjax.rollout import Trajectory
@@ -55,10 +55,13 @@ def trajectory_gradient(
       A gradient shaped like `params`, uphill.
 
     Raises:
-      ValueError: values that the estimator needs are missing, rates outside [0, 1], or too few
-        rows.
+      ValueError: values that the estimator needs are missing, rates outside [0, 1], too few rows,
+        or a trajectory without `obs`, `action`, `reward`, `terminated`, `truncated` or `mask`.
+
+    Source: Williams 1992; Sutton et al. 2000; for the weights Psi, Schulman et al. 2016, eq. 1.
     """
     check_counts(chunk_size=chunk_size)
+    check_fields(trajectory, READ)
     estimators.check_hyper(hyper)
     params, trajectory = jax.tree.map(jnp.asarray, (params, trajectory))
     steps = make_steps(estimator, trajectory, value, next_value)
