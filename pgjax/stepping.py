@@ -39,8 +39,8 @@ def widths(num_rows: int, several: bool = False) -> tuple[int, ...]:
     layout = backends.current()
     width = min(num_rows, layout.live_rows or num_rows)
     part = width // layout.live_parts
-    # For just as many rows, as in the default run on two devices, parts would take half a second
-    # longer to compile and solve the task no sooner.
+    # For just as many rows, as in the default run on two devices, parts would take longer to
+    # compile and solve the task no sooner.
     fits = num_rows == layout.live_rows and not several
     return (width, part) if LEAST_PART <= part < width and not fits else (width,)
 
