@@ -68,6 +68,7 @@ def machine() -> dict[str, str]:
 
     from pgjax.lab import machine
 
+    machine.prepare()  # a benchmark that measures other processes may not have used JAX
     return {
         "kind": kind(),
         "devices": machine.describe(),

@@ -26,7 +26,7 @@ class Backend(NamedTuple):
     whole. Parts compile the step a second time."""
     unroll: int
     """Steps of a rollout in one turn of a loop. XLA for GPUs launches what a turn holds as one
-    command buffer, which costs about as much however many steps are in it."""
+    command buffer."""
     chunk_size: int
     """Samples of a gradient whose activations are held at a time."""
     fused_loops: bool
@@ -58,7 +58,7 @@ CPU = Backend(
     in_turn=True,
     copy_transposes=True,
     precisions=("float32",),
-    # A level of one runs as fast as XLA's own three, and compiles a quarter faster.
+    # A level of one runs as fast as XLA's own three, and compiles sooner.
     compiler_options={"xla_cpu_prefer_vector_width": 512, "xla_backend_optimization_level": 1},
     seldom_run_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
 )

@@ -10,7 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import jaxpr_as_fun
+from jax.core import Tracer
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from pgjax import backends, checks
 
@@ -42,13 +43,23 @@ def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
 
     For work that fills a core's cache by itself. In turn, each call has its own loop bounds and an
     order of summation that the others do not change, so that its result is the same bits however
-    many there are. Numbers that are not arrays stay constants, and what `function` closes over must
-    not be vmapped.
+    many there are. Numbers that are not arrays stay constants.
     """
 
     def call(*args):
         arrays, restore = split(args, jax.Array)
-        return _in_turn(lambda *arrays: function(*restore(arrays)))(*arrays)
+        make = jax.make_jaxpr(lambda *arrays: function(*restore(arrays)), return_shape=True)
+        program, like = make(*arrays)
+        # What `function` closes over may be vmapped too, and is an argument then.
+        closed_over, refill = split(program.consts, Tracer)
+
+        def run(*arrays):
+            consts = refill(arrays[: len(closed_over)])
+            whole = ClosedJaxpr(program.jaxpr, consts)
+            out = jaxpr_as_fun(whole)(*arrays[len(closed_over) :])
+            return jax.tree.unflatten(jax.tree.structure(like), out)
+
+        return _in_turn(run)(*closed_over, *arrays)
 
     return call
 
@@ -125,8 +136,7 @@ def together(function: Callable[..., Any]) -> Callable[..., Any]:
             else:
                 rows = jax.tree.map(_flat(axis_size), rows, in_batched[1])
                 out = call(whole, rows, several=True)
-                cut = lambda x: x.reshape(axis_size, len(x) // axis_size, *x.shape[1:])
-                out = jax.tree.map(cut, out)
+                out = jax.tree.map(_cut(axis_size), out)
             return out, jax.tree.map(lambda _: True, out)
 
         # JAX makes one equation of a custom_vmap and its derivative, of which `grad` knows nothing.
@@ -145,6 +155,11 @@ def _flat(axis_size):
         return x.reshape(axis_size * x.shape[1], *x.shape[2:])
 
     return flat
+
+
+def _cut(axis_size):
+    """`[axis_size N, ...] -> [axis_size, N, ...]`."""
+    return lambda x: x.reshape(axis_size, len(x) // axis_size, *x.shape[1:])
 
 
 def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -203,7 +218,7 @@ def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
             jax.tree.map(flat, otherwise, old_batched),
             jax.tree.map(shares, args, args_batched),
         )
-        out = jax.tree.map(lambda x: x.reshape(axis_size, -1, *x.shape[1:]), out)
+        out = jax.tree.map(_cut(axis_size), out)
         return out, jax.tree.map(lambda _: True, out)
 
     return lambda condition, otherwise, *args: apply(condition, otherwise, args)

@@ -45,7 +45,8 @@ class ValueFunction(NamedTuple):
 
     init: Callable[[jax.Array, jax.Array], Params]  # (key, obs [*O]) -> params
     apply: Callable[[Params, jax.Array], jax.Array]  # (params, obs [*O]) -> [], or [A] for actions
-    unroll: Callable[[Params, jax.Array], jax.Array] | None = None  # the same of a batch, faster
+    # (params, obs [B, *O]) -> [B], or [B, A]: the same of a batch, faster
+    unroll: Callable[[Params, jax.Array], jax.Array] | None = None
 
 
 class Network(nn.Module):
@@ -101,6 +102,13 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     With respect to x it is `y @ kernel.T`: over few columns a sum, which XLA fuses into what comes
     next, where a product would write and read an array as large as x.
+
+    Args:
+      x: `[F]` or `[B, F]`.
+      kernel: `[F, H]`.
+
+    Returns:
+      `[H]` or `[B, H]`.
     """
     return x @ kernel
 
@@ -163,6 +171,9 @@ def tabular(num_states: int, num_actions: int) -> Policy:
 
     Returns:
       Policy whose params are the logits `[S, A]`, zero at first: the uniform policy.
+
+    Raises:
+      ValueError: a count below one.
     """
     checks.at_least("num_states", num_states, 1)
     checks.at_least("num_actions", num_actions, 1)
@@ -211,7 +222,13 @@ def linear(
     features: Callable[[jax.Array], jax.Array] = ravel,
     free_value: float = 0.0,
 ) -> Policy:
-    """Linear map, with bias, from features of the observation to the parameters; see `mlp`."""
+    """Linear map, with bias, from features of the observation to the parameters of a distribution.
+
+    Args:
+      head: what the outputs mean; see `pgjax.heads`.
+      features: `obs [*O] -> [F]`.
+      free_value: initial value of the outputs that do not see the observation.
+    """
     return mlp(head, hidden=(), features=features, free_value=free_value)
 
 
@@ -222,9 +239,16 @@ def mlp_value(
     features: Callable[[jax.Array], jax.Array] = ravel,
     num_actions: int | None = None,
 ) -> ValueFunction:
-    """Multilayer perceptron from features of the observation to a value; linear without hidden.
+    """Multilayer perceptron from features of the observation to a value, or to those of actions.
 
-    With `num_actions`, to the values `[A]` of the actions.
+    Args:
+      hidden: widths of the hidden layers; none makes it linear.
+      activation: a name in `ACTIVATIONS`.
+      features: `obs [*O] -> [F]`.
+      num_actions: A, for the values `[A]` of all actions; None for one value `[]`.
+
+    Raises:
+      ValueError: an unknown activation, or a width or a number of actions below one.
     """
     if num_actions is not None:
         checks.at_least("num_actions", num_actions, 1)
@@ -247,7 +271,15 @@ def values_of_batch(value_function: ValueFunction) -> Callable[[Params, jax.Arra
 
 
 def tabular_value(num_states: int, *, num_actions: int | None = None) -> ValueFunction:
-    """A table of values `[S]`, or of the actions' values `[S, A]`, zero at first."""
+    """A table of values `[S]`, or of the actions' values `[S, A]`, zero at first.
+
+    Args:
+      num_states: S; an observation is an int32 index `[]`.
+      num_actions: A, or None for one value of each state.
+
+    Raises:
+      ValueError: a count below one.
+    """
     checks.at_least("num_states", num_states, 1)
     if num_actions is not None:
         checks.at_least("num_actions", num_actions, 1)
@@ -312,7 +344,7 @@ class Greedy(NamedTuple):
 
 
 def greedy(policy: Policy) -> Policy:
-    """The policy that always takes the mode, for evaluation."""
+    """The policy that always takes the mode of its distribution: to evaluate, not to learn from."""
 
     def step(params, carry, obs):
         carry, distribution = policy.step(params, carry, obs)

@@ -71,7 +71,7 @@ def episodes(
       params: the policy's parameters.
       num_episodes: rows, N.
       horizon: steps per row, T; a row cut there is truncated.
-      fields: those kept of every step; the others take no memory.
+      fields: those kept of every step; the others take no memory. `final_obs` is always kept.
       mesh: devices that the rows are shared out over (`sharding.mesh`); None for one.
 
     Returns:
@@ -83,8 +83,7 @@ def episodes(
     """
     checks.at_least("num_episodes", num_episodes, 1)
     checks.at_least("horizon", horizon, 1)
-    for field in fields:
-        checks.choice("fields", field, STEP_FIELDS)
+    _check_fields(fields)
     sharding.check("num_episodes", num_episodes, mesh)
 
     inferred = {"mask", "terminated", "truncated"}  # from how long a row is and how it ended
@@ -134,6 +133,16 @@ def episodes(
 
 def start(key: jax.Array, env: Any, env_params: Any, policy: Policy, *, num_rows: int) -> Rows:
     """Persistent rows at the start of their first episodes, for `segments`.
+
+    Args:
+      key: typed PRNG key.
+      env: a gymnax environment.
+      env_params: its parameters.
+      policy: whose memory, if any, starts in its initial state.
+      num_rows: N.
+
+    Returns:
+      `Rows` at time zero.
 
     Raises:
       ValueError: `num_rows` below one.
@@ -189,13 +198,14 @@ def segments(
       ValueError: `horizon` below one, an unknown field, or rows that do not fit the mesh.
     """
     checks.at_least("horizon", horizon, 1)
-    for field in fields:
-        checks.choice("fields", field, Trajectory._fields)
+    _check_fields(fields)
     sharding.check("num_rows", len(carry.elapsed), mesh)
 
+    traced, restore = batching.split(env_params, Tracer)
+
     @batching.seldom
-    def begin_if(key, env_params):
-        obs, state = env.reset_env(key, env_params)
+    def begin_if(key, traced):
+        obs, state = env.reset_env(key, restore(traced))
         return state, obs, policy.initial_state()
 
     advance = advancing(env, env_params)
@@ -216,13 +226,13 @@ def segments(
         record = record._replace(truncated=record.truncated | window_ends)
         record = record._replace(**dict.fromkeys(dropped))
         following = next_state, next_obs, policy_state
-        state, obs, policy_state = begin_if(ends, following, reset_key, env_params)
+        state, obs, policy_state = begin_if(ends, following, reset_key, traced)
         return (state, obs, policy_state, jnp.where(ends, 0, elapsed + 1)), record
 
     def play(whole, keys, *rows):
-        params, time = whole
+        learned, time = whole
         step_keys = list(jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0))
-        step = Step(partial(act, params), follow)
+        step = Step(partial(act, refill(learned)), follow)
         rows, records = stepping.window(step, rows, step_keys, time, horizon)
         if "mask" in fields:
             mask = jnp.ones((len(keys), horizon), jnp.result_type(float))
@@ -230,8 +240,16 @@ def segments(
         return rows, records
 
     keys, (*rows, time) = jax.random.split(key, len(carry.elapsed)), carry
-    rows, trajectory = sharding.over_rows(play, mesh)((params, time), keys, *rows)
+    learned, refill = batching.split(params, Tracer)
+    rows, trajectory = sharding.over_rows(play, mesh)((learned, time), keys, *rows)
     return trajectory, Rows(*rows, time=time + horizon)
+
+
+def _check_fields(fields):
+    if isinstance(fields, str):
+        raise ValueError(f"fields={fields!r} must be a collection of names, such as ({fields!r},)")
+    for field in fields:
+        checks.choice("fields", field, Trajectory._fields)
 
 
 def advancing(env, env_params):

@@ -9,8 +9,6 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
-from pgjax import checks
-
 AXIS = "rows"
 """Name of the axis of a mesh that rows are shared out over."""
 HALF = 12
@@ -80,7 +78,11 @@ def check(argument: str, num_rows: int, mesh: Mesh | None) -> None:
     """Raises `ValueError` unless the rows can be shared out evenly."""
     if mesh is None:
         return
-    checks.choice("axis", AXIS, mesh.axis_names)
+    if AXIS not in mesh.axis_names:
+        raise ValueError(
+            f"mesh has the axes {mesh.axis_names} and none named {AXIS!r}, over which rows are "
+            f"shared out; sharding.mesh(devices) makes one"
+        )
     if num_rows % mesh.shape[AXIS]:
         raise ValueError(
             f"{argument}={num_rows!r} must be a multiple of the {mesh.shape[AXIS]} devices that "

@@ -39,8 +39,8 @@ def widths(num_rows: int, several: bool = False) -> tuple[int, ...]:
     layout = backends.current()
     width = min(num_rows, layout.live_rows or num_rows)
     part = width // layout.live_parts
-    # For just as many rows, as in the default run on two devices, parts would take half a second
-    # longer to compile and solve the task no sooner.
+    # For just as many rows, as in the default run on two devices, parts would take longer to
+    # compile and solve the task no sooner.
     fits = num_rows == layout.live_rows and not several
     return (width, part) if LEAST_PART <= part < width and not fits else (width,)
 
@@ -145,7 +145,9 @@ def window(step: Step, rows: Any, keys: Any, origin: jax.Array, horizon: int) ->
     num_rows = len(keys[0])
     num_shares = -(-num_rows // (backends.current().rows or num_rows))
     width = -(-num_rows // num_shares)
-    block = max(size for size in range(1, BLOCK + 1) if horizon % size == 0)
+    even = max(size for size in range(1, BLOCK + 1) if horizon % size == 0)
+    block = even if even >= SHORT_BLOCK else min(BLOCK, horizon)
+    left_over = horizon % block  # costs another compilation of the step
     rows, records = _blank(step, rows, keys, horizon)
 
     def play_share(number, loop):
@@ -167,6 +169,9 @@ def window(step: Step, rows: Any, keys: Any, origin: jax.Array, horizon: int) ->
             return _play(step, own, records, own_keys, index * block, block, store, origin)
 
         own, records = jax.lax.fori_loop(0, horizon // block, play_block, (own, records))
+        if left_over:
+            start = horizon - left_over
+            own, records = _play(step, own, records, own_keys, start, left_over, store, origin)
         put = lambda x, own: jax.lax.dynamic_update_slice_in_dim(x, own, first, 0)
         return jax.tree.map(put, after, own), records
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from pgjax import batching
+from pgjax import batching, checks
 from pgjax.score import GradientFn, Metrics, Params, StatefulGradientFn
 
 
@@ -18,7 +18,7 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     gradient_state: Any  # () for a plain `GradientFn`
     step: jax.Array  # [] int32, updates made or skipped
-    skipped: jax.Array  # [] int32, updates skipped because the gradient was not finite
+    skipped: jax.Array  # [] int32, updates skipped because something was not finite
 
 
 def init(
@@ -57,9 +57,11 @@ def step(
 
         theta <- theta + optimizer(gradient)
 
-    Gradients ascend and optax descends: the sign is turned here and nowhere else. A gradient that
-    is not finite, or leads to params that are not, is skipped, leaving params and optimiser as
-    they were, and counted.
+    Gradients ascend and optax descends: the sign is turned here and nowhere else. A gradient whose
+    norm is not finite, or that leads to params that are not, is skipped and counted: params,
+    optimiser and whatever the gradient carries stay as they were, so that the next step tries
+    again from there with another key. An optimiser that divides by the norm, or by squares, would
+    stand still for good after a norm that overflows.
 
     Args:
       key: the key of the run; the step's own key is `fold_in(key, state.step)`, so that a run
@@ -83,15 +85,16 @@ def step(
     uphill, restore = ravel_pytree(gradient)
     updates, opt_state = optimizer.update(restore(-uphill), state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    finite = jnp.all(jnp.isfinite(_flat((gradient, params))))
+    norm = batching.one_at_a_time(lambda tree: jnp.linalg.norm(_flat(tree)))
+    gradient_norm = norm(gradient)
+    finite = jnp.isfinite(gradient_norm) & jnp.all(jnp.isfinite(_flat(params)))
     params, opt_state, gradient_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
         (params, opt_state, gradient_state),
         (state.params, state.opt_state, state.gradient_state),
     )
-    norm = batching.one_at_a_time(lambda tree: jnp.linalg.norm(_flat(tree)))
     metrics = metrics | {
-        "gradient_norm": norm(gradient),
+        "gradient_norm": gradient_norm,
         "param_norm": norm(params),
         "finite": finite,
     }
@@ -107,10 +110,24 @@ def train(
     *,
     num_steps: int,
 ) -> tuple[TrainState, Metrics]:
-    """`num_steps` steps uphill, as one scan; metrics are stacked `[num_steps]`.
+    """`num_steps` steps uphill, as one scan.
 
     Called again with the state it returned and the same key, it goes on where it stopped.
+
+    Args:
+      key: the key of the run, as in `step`.
+      state: where training stands.
+      gradient_fn: the gradient to follow.
+      optimizer: the optax transformation `state` was made with.
+      num_steps: how many.
+
+    Returns:
+      The state after them, and the metrics of `step`, stacked `[num_steps]`.
+
+    Raises:
+      ValueError: as `step`, or `num_steps` is no whole number from zero on.
     """
+    checks.at_least("num_steps", num_steps, 0)
 
     def scan_step(state, _):
         return step(key, state, gradient_fn, optimizer)

@@ -32,6 +32,22 @@ def test_it_may_be_vmapped_twice_and_not_at_all():
     assert apply(8.0) == {"count": 3, "rest": 1.0}
 
 
+@pytest.mark.parametrize("jit", [jax.jit, lambda function: function], ids=["jitted", "plain"])
+def test_what_it_closes_over_may_be_vmapped_too(jit):
+    x, limit = jnp.array([1.0, 8.0, 100.0]), jnp.array([2.0, 1.0, 3.0])
+    table = jnp.array([0.0, 1.0])
+
+    def run(x, limit):
+        apply = batching.one_at_a_time(lambda x: halvings(x + table[0], limit * table[1]))
+        return apply(x)
+
+    expected = jax.vmap(halvings)(x, limit)
+    jax.tree.map(np.testing.assert_array_equal, jit(jax.vmap(run))(x, limit), expected)
+    across = jax.vmap(jax.vmap(run, (0, None)), (None, 0))
+    expected = jax.vmap(jax.vmap(halvings, (0, None)), (None, 0))(x, limit)
+    jax.tree.map(np.testing.assert_array_equal, jit(across)(x, limit), expected)
+
+
 def test_plain_numbers_stay_constants():
     def branches(x, power):
         return x if power == 1 else x**power  # a traced power could not be asked
@@ -176,6 +192,15 @@ def test_what_seldom_needed_work_shares_is_that_of_its_own_calls(rows, seldom, l
     given = [whole(9.0), whole(of_run[:, None, None]), whole(of_row[:, None]), noise]
     expected = jnp.where(needed[..., None], jnp.stack(given, axis=-1), -1)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_seldom_needed_work_may_have_entries_of_no_size():
+    work = batching.seldom(lambda x: {"x": 2 * x, "nothing": jnp.zeros((0, 3))})
+    otherwise = lambda x: {"x": x, "nothing": jnp.zeros((0, 3))}
+    run = lambda x: work(x > 2, otherwise(x), x)
+    found = jax.vmap(jax.vmap(run))(jnp.arange(6.0).reshape(2, 3))
+    np.testing.assert_array_equal(found["x"], [[0, 1, 2], [6, 8, 10]])
+    assert found["nothing"].shape == (2, 3, 0, 3)
 
 
 def test_seldom_needed_work_may_be_that_of_very_many():

@@ -249,6 +249,75 @@ def test_hyperparameters_can_be_vmapped():
         assert_trees_close(one, gradient(rates[i], costs[i]), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", ["episodes", "segments"])
+def test_a_policy_may_close_over_what_is_vmapped(rows):
+    walk_env, params = walk(), jnp.asarray(LOGITS)
+    temperatures = jnp.array([0.5, 1.0, 4.0])
+
+    def gradient(temperature):
+        table = policies.tabular(*LOGITS.shape)
+        apply = lambda params, obs: table.step(params / temperature, (), obs)[1]
+        policy = policies.memoryless(table.init, apply)
+        common = (walk_env, walk_env.default_params, policy)
+        if rows == "episodes":
+            gradient_fn = gradients.policy_gradient(
+                *common, estimator(), Hyper(0.9), num_episodes=8, horizon=4
+            )
+            return gradient_fn(KEY, params)[0]
+        value = policies.tabular_value(len(LOGITS))
+        both = {"policy": params, "value": value.init(KEY, 0)}
+        segment = gradients.segment_gradient(
+            *(*common, estimator("gae", "none", "uniform"), Hyper(0.9)),
+            num_rows=8,
+            horizon=4,
+            value_function=value,
+        )
+        return segment.step(KEY, both, segment.init(KEY, both))[0]["policy"]
+
+    found = jax.jit(jax.vmap(gradient))(temperatures)
+    expected = jnp.stack([jax.jit(gradient)(temperature) for temperature in temperatures])
+    assert np.ptp(expected, axis=0).max() > 0.01
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_values_after_the_last_steps_of_very_many_episodes_take_little_memory():
+    """Activations of all final observations would take 34 MB."""
+    value = policies.mlp_value(hidden=(256, 256))
+    params = value.init(KEY, jnp.zeros(4))
+    num, horizon = 2**14, 2
+    flags = jnp.zeros((num, horizon), bool)
+    trajectory = rollout.Trajectory(
+        obs=jnp.zeros((num, horizon, 4)),
+        action=None,
+        log_prob=None,
+        reward=jnp.zeros((num, horizon)),
+        terminated=flags,
+        truncated=flags,
+        mask=jnp.ones((num, horizon)),
+        final_obs=jnp.zeros((num, 4)),
+    )
+
+    def temporary_bytes(chunk_size):
+        run = jax.jit(lambda trajectory: gradients.values(value, params, trajectory, chunk_size))
+        return run.lower(trajectory).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(512) < 4e6
+    assert temporary_bytes(num) > 16e6
+
+
+def test_fields_that_are_missing_are_named():
+    *_, (env, env_params, policy, _, chosen) = cartpole()
+    params = policy.init(KEY, jnp.zeros(4))
+    trajectory = roll(env, env_params, policy, params, 2, 3)
+    use = {"policy": policy, "estimator": chosen, "hyper": Hyper()}
+    for make in (gradients.trajectory_gradient, gradients.squared_norms):
+        with pytest.raises(ValueError, match="trajectory.terminated is missing"):
+            make(params, trajectory._replace(terminated=None), **use)
+    total = policies.ValueFunction(init=None, apply=lambda params, obs: jnp.sum(obs))
+    with pytest.raises(ValueError, match="trajectory.final_obs is missing"):
+        gradients.values(total, (), trajectory._replace(final_obs=None))
+
+
 def test_peak_memory_does_not_grow_with_the_network_times_the_steps():
     """Activations of 64k samples through 2 x 256 units would take over 100 MB."""
     env, env_params = environments.make("CartPole-v1")

@@ -85,6 +85,35 @@ def test_norms_are_those_of_the_rows_gradients(case):
     np.testing.assert_allclose(found, norm, rtol=1e-10)
 
 
+def test_a_memory_may_start_elsewhere():
+    env, env_params = environments.make("CartPole-v1")
+    policy, key = remembering(), jax.random.key(0)
+    params = policy.init(key, jnp.zeros(4))
+    rows = rollout.start(key, env, env_params, policy, num_rows=NUM_ROWS)
+    rows = rows._replace(policy_state=jnp.linspace(-2.0, 2.0, NUM_ROWS))
+    use = {
+        "policy": policy,
+        "estimator": estimator("reward_to_go", "none", "uniform"),
+        "hyper": Hyper(discount=0.9),
+    }
+
+    def both(rows):
+        window, _ = rollout.segments(key, env, env_params, policy, params, rows, horizon=6)
+        found = gradients.squared_norms(
+            params, window, policy_state=rows.policy_state, **use, chunk_size=12
+        )
+        one = lambda row, start: gradients.trajectory_gradient(
+            params, row, policy_state=start, **use
+        )
+        split = lambda tree: jax.tree.map(lambda x: x[:, None], tree)
+        fresh = gradients.squared_norms(params, window, **use)
+        return found, jax.vmap(one)(split(window), split(rows.policy_state)), fresh
+
+    found, expected, fresh = jax.jit(both)(rows)
+    np.testing.assert_allclose(found, np.sum(expected**2, axis=1), rtol=1e-10)
+    assert np.all(np.abs(found - fresh)[[0, -1]] > 1e-3)
+
+
 def test_layers_are_found_where_there_are_any():
     _, policy, _ = CASES["pairs"]
     params = policy.init(jax.random.key(0), jnp.zeros(4))

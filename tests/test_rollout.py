@@ -411,12 +411,14 @@ def test_what_is_not_asked_for_is_not_kept(widths, monkeypatch):
         few = {"num_episodes": 16, "horizon": 100, "fields": fields}
         return rollout.episodes(jax.random.key(0), env, env_params, policy, params, **few)
 
-    for fields in (("mask", "reward"), ("obs",), ()):
+    for fields in (("mask", "reward"), ("obs", "final_obs"), ("obs",), ()):
         part = jax.jit(play, static_argnums=0)(fields)
         kept = {name for name in rollout.STEP_FIELDS if getattr(part, name) is not None}
-        assert kept == set(fields)
+        assert kept == set(fields) - {"final_obs"}
         for name in (*fields, "final_obs"):
             np.testing.assert_array_equal(getattr(part, name), getattr(whole, name))
+    with pytest.raises(ValueError, match="fields='reward' must be a collection"):
+        play("reward")
     with pytest.raises(ValueError, match="fields='rewards' is unknown"):
         play(("rewards",))
 

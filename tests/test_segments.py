@@ -1,6 +1,7 @@
 """Persistent rows: windows join up, ends inside a row leak nothing, memory starts afresh."""
 
 import functools
+import re
 from functools import partial
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pgjax import distributions, environments, policies, rollout
+from pgjax import distributions, environments, policies, rollout, sharding
 from pgjax.environments import MDP
 from pgjax.estimators import Hyper, estimator, psi
 from pgjax.gradients import make_steps, trajectory_gradient, values
@@ -109,6 +110,29 @@ def test_two_windows_are_one_of_twice_the_length(policy, window):
     jax.tree.map(np.testing.assert_array_equal, last, after)
     other, _ = play(policy, rows, key=jax.random.key(7))
     assert np.any(other.action != whole.action)
+
+
+@pytest.mark.parametrize("horizon", [37, 2, 31])
+def test_a_window_may_be_of_any_length(horizon, policy):
+    """Also a prime one, that blocks do not divide."""
+    rows = begin(policy)
+    whole, after = play(policy, rows, horizon)
+    parts = []
+    for length in (horizon - 1, 1):
+        part, rows = play(policy, rows, length)
+        parts.append(part)
+    for field in ("obs", "action", "log_prob", "reward", "terminated", "final_obs"):
+        joined = np.concatenate([getattr(part, field) for part in parts], axis=1)
+        np.testing.assert_array_equal(joined, getattr(whole, field))
+    jax.tree.map(np.testing.assert_array_equal, rows, after)
+
+
+@pytest.mark.parametrize(("horizon", "blocks"), [(37, {32, 5}), (66, {22}), (7, {7})])
+def test_noise_of_a_window_is_made_many_steps_at_a_time(horizon, blocks):
+    policy = POLICIES["memoryless"]
+    program = _segments(policy, horizon).trace(KEY, WALK.default_params, begin(policy))
+    noise = re.findall(rf"f64\[(\d+),{NUM_ROWS},2\]", str(program.jaxpr))
+    assert {int(steps) for steps in noise} - {1} == blocks
 
 
 def test_rows_go_on_where_they_end_and_nowhere_else(window):
@@ -332,3 +356,34 @@ def test_bad_input():
     few = {"horizon": 1, "fields": ["rewards"]}
     with pytest.raises(ValueError, match="fields='rewards' is unknown"):
         rollout.segments(KEY, WALK, WALK.default_params, policy, (), begin(policy), **few)
+    with pytest.raises(ValueError, match="fields='obs' must be a collection"):
+        few["fields"] = "obs"
+        rollout.segments(KEY, WALK, WALK.default_params, policy, (), begin(policy), **few)
+
+
+@pytest.mark.parametrize("mesh", [None, sharding.mesh(jax.devices()[:1])], ids=["plain", "mesh"])
+def test_what_is_not_traced_stays_as_it_is(mesh):
+    """Functions and numbers in the parameters, and numbers that an environment's reset reads."""
+    env, env_params = environments.make("CartPole-v1")
+    table = policies.make("linear", env, env_params)
+
+    class Concrete(type(env)):
+        def reset_env(self, key, env_params):
+            assert int(env_params.max_steps_in_episode) == 3
+            return super().reset_env(key, env_params)
+
+    def step(own, carry, obs):
+        params, function, number = own
+        assert function is jnp.tanh and number > 0
+        return table.step(params, carry, obs)
+
+    params = (table.init(KEY, jnp.zeros(4)), jnp.tanh, 1)
+    policy, env_params = table._replace(step=step), env_params.replace(max_steps_in_episode=3)
+
+    def run(env, policy, params):
+        rows = rollout.start(KEY, env, env_params, policy, num_rows=2)
+        return rollout.segments(KEY, env, env_params, policy, params, rows, horizon=8, mesh=mesh)[0]
+
+    found = jax.jit(lambda: run(Concrete(), policy, params))()
+    expected = jax.jit(lambda: run(env, table, params[0]))()
+    jax.tree.map(np.testing.assert_array_equal, found, expected)

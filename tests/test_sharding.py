@@ -132,5 +132,5 @@ def test_rows_must_fit_the_devices():
             jax.random.key(0), env, env_params, policy, params, rows, horizon=4, mesh=mesh
         )
     other = jax.sharding.AbstractMesh((2,), ("runs",))
-    with pytest.raises(ValueError, match="axis='rows'"):
+    with pytest.raises(ValueError, match="axes .'runs',. and none named 'rows'"):
         gradients.policy_gradient(*common, num_episodes=8, horizon=4, mesh=other)

@@ -88,6 +88,29 @@ def test_updates_that_overflow_are_skipped():
     assert state.params == 1.0 and state.skipped == 1 and not metrics["finite"]
 
 
+@pytest.mark.parametrize("optimizer", [optax.adam(0.1), optax.rmsprop(0.1)], ids=["adam", "rms"])
+def test_a_gradient_whose_squares_overflow_does_not_stop_the_optimiser_for_good(optimizer):
+    def once(key, params, time):
+        return {"x": jnp.where(time == 0, 1e25, 3.0 - params["x"])}, time + 1, {}
+
+    gradient_fn = train.StatefulGradientFn(lambda key, params: jnp.int32(-1), once)
+    state = train.init(KEY, {"x": jnp.float32(0.0)}, optimizer, gradient_fn)
+    state, _ = run(state, 1, gradient_fn, optimizer)  # at time -1
+    state, metrics = run(state, 1, gradient_fn, optimizer)
+    assert state.skipped == 1 and not metrics["finite"][0]
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state))
+    state, _ = run(state._replace(gradient_state=jnp.int32(1)), 300, gradient_fn, optimizer)
+    np.testing.assert_allclose(state.params["x"], 3.0, atol=0.2)
+
+
+def test_a_number_of_steps_is_whole_and_not_negative():
+    for num in (-1, 2.0, True):
+        with pytest.raises(ValueError, match=f"num_steps={num}"):
+            run(start(), num)
+    state, metrics = run(start(), 0)
+    assert state.step == 0 and metrics["finite"].shape == (0,)
+
+
 def test_state_is_carried():
     running_mean = train.StatefulGradientFn(
         init=lambda key, params: jnp.float32(0.0),

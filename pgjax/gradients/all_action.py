@@ -43,11 +43,13 @@ def all_action_gradient(
 ) -> GradientFn:
     """All-action policy gradient of fresh episodes, as a `GradientFn`.
 
-        g = 1/N sum_i sum_t w_t sum_a grad pi(a | s_it) Q(s_it, a),   w_t = gamma^t or 1
+        g = 1/N sum_i sum_t w_t ( sum_a grad pi(a | s_it) Q(s_it, a) + c grad H(pi(. | s_it)) )
+        w_t = gamma^t or 1
 
-    Unbiased for grad J_gamma if Q is exact for the policy, the time and the horizon and w_t is
-    `discounted`. The actions then add no variance at the step where they are taken, only through
-    the states that they lead to. With any other Q it is biased, however many the samples.
+    Unbiased for grad J_gamma if Q is exact for the policy, the time and the horizon, w_t is
+    `discounted` and there is no entropy bonus (c = `hyper.entropy_cost` = 0). The actions then add
+    no variance at the step where they are taken, only through the states that they lead to. With
+    any other Q it is biased, however many the samples.
 
     Q comes from exactly one of two places. Given as `action_values` it is held constant, and
     params and gradient are the policy's own. Learned as an `action_value_function`, params and

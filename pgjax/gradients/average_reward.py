@@ -39,18 +39,19 @@ def average_reward_gradient(
     """Gradient of the average reward eta, from windows of persistent rows.
 
         grad eta = E_mu[ u (r - eta + h(s') - h(s)) ],   u = grad log pi(a | s)
-        g        = 1/(N T) sum_i sum_t u_it Psi_it       with r - eta for the reward, and discount 1
+        g        = 1/(N T) sum_i sum_t ( u_it Psi_it + c grad H(pi(. | s_it)) )
 
+    Psi is computed with r - eta for the reward and with discount 1; c is `hyper.entropy_cost`.
     A mean over steps as well as rows, because the objective is a reward per step. The td residual
     and GAE are differential ones here, and the value function is the differential value h, without
     a reference state: only its differences count. Params and gradient are
     `{"policy": ..., "value": ...}`; the value's part descends 1/2 (h(s_t) - target_t)^2 averaged
     over steps, as in `policy_gradient`.
 
-    Unbiased, at any lambda, if h is exact and the rows are in the stationary distribution mu;
-    otherwise biased. Which eta is subtracted then does not matter to the policy's part, as long as
-    it is not that of the same window: eta is a running average of the mean rewards of *earlier*
-    windows,
+    Unbiased, at any lambda, if h is exact, the rows are in the stationary distribution mu and c is
+    zero; otherwise biased. Which eta is subtracted then does not matter to the policy's part, as
+    long as it is not that of the same window: eta is a running average of the mean rewards of
+    *earlier* windows,
 
         eta <- eta + eta_step_size (mean reward of the window - eta)
 
@@ -123,7 +124,8 @@ def gpomdp(
 ) -> StatefulGradientFn:
     """GPOMDP(beta): the average reward's gradient by an eligibility trace, without any values.
 
-        g = 1/(N T) sum_i sum_t z_it (r_it - eta),   z_it = beta z_{i,t-1} + u_it
+        g = 1/(N T) sum_i sum_t ( z_it (r_it - eta) + c grad H(pi(. | s_it)) )
+        z_it = beta z_{i,t-1} + u_it,   u_it = grad log pi(a_it | s_it)
 
     The trace starts at zero in every window. Summed in the other order it is the reward-to-go at
     rate beta, 1/(N T) sum_i sum_t u_it sum_{k>=t} beta^(k-t) (r_ik - eta), and this is what is
@@ -140,7 +142,7 @@ def gpomdp(
       num_rows: N.
       horizon: steps per window, T; long compared with 1 / (1 - beta).
       baseline: any that needs neither a value nor a number.
-      entropy_cost: weight of the entropy bonus.
+      entropy_cost: c, the weight of the entropy bonus.
       eta_step_size: step size of the running average.
       renewal: whether the trace goes on where an episode ends; otherwise it is cut there.
       chunk_size: samples whose activations are held at a time; None takes what suits the device.

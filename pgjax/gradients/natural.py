@@ -43,15 +43,16 @@ def natural_gradient(
         F = 1/N sum_i sum_t w_t u_it u_it^T,   u_it = grad log pi(a_it | s_it)
 
     g is the policy gradient of the estimator and w_t its state weighting, so that both are means
-    over the same visits. F is unbiased for the Fisher information that Kakade defines, summed
-    over an episode's visits. The solution x is a direction of ascent, not an unbiased estimate: the
-    inverse of an unbiased matrix is biased, and F and g come from one batch. It does not depend on
-    how the policy is parametrised, up to damping and to first order. F is never formed.
+    over the same visits (but for `total_return`, which credits all visits alike). F is unbiased for
+    the Fisher information that Kakade defines, summed over an episode's visits. The solution x is a
+    direction of ascent, not an unbiased estimate: the inverse of an unbiased matrix is biased, and
+    F and g come from one batch. It does not depend on how the policy is parametrised, up to damping
+    and to first order. F is never formed.
 
     The actions in F are those taken, even where the sum over all of them could be computed. Any
-    distribution will then do, and g = sum w_t u_t Psi_t lies in the range of F, so that the
-    system has a solution without damping too: the least-squares fit of the weights Psi by the
-    scores, the compatible function approximation.
+    distribution will then do, and g, a sum of scores, lies in the range of F, so that the system
+    has a solution without damping too, unless there is an entropy bonus: the least-squares fit of
+    Psi_t / w_t by the scores, the compatible function approximation.
 
     Args:
       env: a gymnax environment.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from pgjax import checks, estimators
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.samples import repeat_first
+from pgjax.gradients.samples import READ, check_fields, memories, repeat_first
 from pgjax.gradients.value import make_steps
 from pgjax.policies import Params, Policy, has_memory
 from pgjax.rollout import Trajectory
@@ -25,6 +25,7 @@ def squared_norms(
     hyper: Hyper,
     value: jax.Array | None = None,
     next_value: jax.Array | None = None,
+    policy_state: Any = None,
     chunk_size: int = 4096,
 ) -> jax.Array:
     """|g_i|^2 of the gradient of each row, g_i = sum_t Psi_it grad log pi(a_it | s_it).
@@ -50,6 +51,8 @@ def squared_norms(
       hyper: discount, lambda and the like; no entropy bonus.
       value: `[N, T]` values of the observations; for estimators that read them.
       next_value: `[N, T]` values of the true next observations; for bootstrapping forms.
+      policy_state: `[N, ...]` carry of a policy with memory before the first step, of rows that
+        did not start there (`Rows.policy_state`); by default the policy's initial state.
       chunk_size: samples whose activations are held at a time, at least one row.
 
     Returns:
@@ -67,6 +70,7 @@ def squared_norms(
         raise ValueError(
             f"entropy_cost={hyper.entropy_cost!r} must be 0: norms are of the return's"
         )
+    check_fields(trajectory, READ)
     params, trajectory = jax.tree.map(jnp.asarray, (params, trajectory))
     steps = make_steps(estimator, trajectory, value, next_value)
     weight = jax.lax.stop_gradient(estimators.psi(estimator, steps, hyper))
@@ -78,12 +82,11 @@ def squared_norms(
     probes = {path: jnp.zeros((num_steps, out), weight.dtype) for path, out in layers.items()}
 
     def row(inputs):
-        obs, action, boundary, weight = inputs
+        start, obs, action, boundary, weight = inputs
 
         def credited(rest, probes):
             own = _merge(rest, params, layers)
             if not layers:
-                start = policy.initial_state()
                 log_prob = policy.unroll(own, start, obs, boundary).log_prob(action)
                 return jnp.sum(weight * log_prob), {}
             step = jax.vmap(_probed(policy), (None, 0, 0, 0))
@@ -95,7 +98,8 @@ def squared_norms(
         total = sum(jnp.sum(leaf**2) for leaf in own)
         return total + sum(_dense_norm(seen[path], back[path]) for path in layers)
 
-    rows = (obs, action, steps.boundary, weight)
+    start = memories(policy, policy_state, len(live))
+    rows = (start, obs, action, steps.boundary, weight)
     return jax.lax.map(row, rows, batch_size=max(1, chunk_size // num_steps))
 
 

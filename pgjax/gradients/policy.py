@@ -11,7 +11,7 @@ from pgjax import batching, checks, estimators, rollout, score, sharding
 from pgjax.batching import expand
 from pgjax.distributions import Distribution
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.samples import READ, Term, accumulate, policy_samples
+from pgjax.gradients.samples import READ, Term, accumulate, check_fields, policy_samples
 from pgjax.gradients.value import make_steps, regression, step_weights, values
 from pgjax.policies import Params, Policy, ValueFunction, has_memory, values_of_batch
 from pgjax.rollout import Trajectory
@@ -55,10 +55,13 @@ def trajectory_gradient(
       A gradient shaped like `params`, uphill.
 
     Raises:
-      ValueError: values that the estimator needs are missing, rates outside [0, 1], or too few
-        rows.
+      ValueError: values that the estimator needs are missing, rates outside [0, 1], too few rows,
+        or a trajectory without `obs`, `action`, `reward`, `terminated`, `truncated` or `mask`.
+
+    Source: Williams 1992; Sutton et al. 2000; for the weights Psi, Schulman et al. 2016, eq. 1.
     """
     check_counts(chunk_size=chunk_size)
+    check_fields(trajectory, READ)
     estimators.check_hyper(hyper)
     params, trajectory = jax.tree.map(jnp.asarray, (params, trajectory))
     steps = make_steps(estimator, trajectory, value, next_value)
@@ -185,14 +188,14 @@ def both_parts(
     def climb(whole, trajectory, weight, bonus, policy_state, value, target):
         params, hyper = whole
         of_row = lambda x: jnp.mean(jnp.sum(x, axis=1))
-        told = {"live": of_row(trajectory.mask)}
+        metrics = {"live": of_row(trajectory.mask)}
         if means is not None:
-            told |= means(trajectory, hyper)
+            metrics |= means(trajectory, hyper)
         own = policy_part(params, value_function)
         of_policy = ascent(own, trajectory, weight, bonus, policy, chunk_size, policy_state)
         if value_function is None:
             ((gradient, log_prob),) = accumulate(of_policy)
-            return gradient, told | {"log_prob": log_prob}
+            return gradient, metrics | {"log_prob": log_prob}
         apply = values_of_batch(value_function)
         predict = lambda params, obs, action: apply(params, obs)
         of_value = regression(params["value"], trajectory, target, predict, chunk_size)
@@ -202,8 +205,8 @@ def both_parts(
             uphill = accumulate(of_policy, of_value)
         (gradient, log_prob), value_gradient = uphill
         error = jnp.where(trajectory.mask > 0, value - target, 0)
-        told |= {"log_prob": log_prob, "value_loss": 0.5 * of_row(error**2)}
-        return {"policy": gradient, "value": value_gradient}, told
+        metrics |= {"log_prob": log_prob, "value_loss": 0.5 * of_row(error**2)}
+        return {"policy": gradient, "value": value_gradient}, metrics
 
     def parts(params, trajectory, hyper, policy_state):
         value = next_value = target = None
@@ -215,16 +218,16 @@ def both_parts(
         if value_function is not None:
             target = estimators.value_target(estimator, steps, hyper)
         together = over_rows(climb, mesh, mean=True)
-        gradient, told = together(
+        gradient, metrics = together(
             (params, hyper), trajectory, weight, bonus, policy_state, value, target
         )
         # Of sums over time, means over live steps.
-        live = jnp.maximum(told.pop("live"), 1 / len(trajectory.mask))
-        told["entropy"] = -told.pop("log_prob") / live
+        live = jnp.maximum(metrics.pop("live"), 1 / len(trajectory.mask))
+        metrics["entropy"] = -metrics.pop("log_prob") / live
         if value_function is not None:
             gradient["value"] = jax.tree.map(lambda x: x / live, gradient["value"])
-            told["value_loss"] /= live
-        return gradient, told
+            metrics["value_loss"] /= live
+        return gradient, metrics
 
     return batching.one_at_a_time(parts)(params, trajectory, hyper, policy_state)
 

@@ -1,6 +1,6 @@
 """Sums and maps over the live samples of a batch, holding one chunk's activations at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +43,21 @@ class Term(NamedTuple):
     samples: Any
     live: Live
     like: Params
+
+
+def check_fields(trajectory: Trajectory, fields: Collection[str]) -> None:
+    """Raises `ValueError` unless a trajectory holds these fields."""
+    for field in fields:
+        if getattr(trajectory, field) is None:
+            raise ValueError(f"trajectory.{field} is missing: a rollout's `fields` must name it")
+
+
+def memories(policy: Policy, policy_state: Any, num_rows: int) -> Any:
+    """Where a policy's memory starts in each row, `[N, ...]`; None is its initial state."""
+    if policy_state is not None:
+        return policy_state
+    repeat = lambda x: jnp.broadcast_to(x, (num_rows, *jnp.shape(x)))
+    return jax.tree.map(repeat, policy.initial_state())
 
 
 def resolve(chunk_size: int | None) -> int:
@@ -118,11 +133,8 @@ def policy_samples(
     [N, ...]`, or from their initial state where that is None.
     """
     mask = trajectory.mask > 0
-    if policy_state is None:
-        repeat = lambda x: jnp.broadcast_to(x, (len(mask), *jnp.shape(x)))
-        policy_state = jax.tree.map(repeat, policy.initial_state())
     samples = Samples(
-        policy_state=policy_state,
+        policy_state=memories(policy, policy_state, len(mask)),
         obs=trajectory.obs,
         boundary=jnp.logical_or(trajectory.terminated, trajectory.truncated),
         action=trajectory.action,

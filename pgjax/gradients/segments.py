@@ -41,7 +41,8 @@ def segment_gradient(
 ) -> StatefulGradientFn:
     """Policy gradient of windows of persistent rows, as a `StatefulGradientFn`.
 
-        g = 1/N sum_i sum_t Psi_it u_it,   u_it = grad log pi(a_it | s_it)
+        g = 1/N sum_i sum_t ( Psi_it u_it + c grad H(pi(. | s_it)) )
+        u_it = grad log pi(a_it | s_it)
 
     A window may begin and end within an episode: at its end the form bootstraps from the true next
     observation. Sum over time, mean over rows, as everywhere: a window twice as long has twice the
@@ -49,7 +50,8 @@ def segment_gradient(
     value's part is a mean over steps, as in `policy_gradient`. Params and gradient are
     `{"policy": ..., "value": ...}`.
 
-    With exact values, at any lambda and with an unbiased baseline, the mean is
+    With exact values, at any lambda, with an unbiased baseline and without an entropy bonus
+    (c = `hyper.entropy_cost` = 0), the mean is
 
         E g = sum_t E[ u_t A_gamma(s_t, a_t) ]
 

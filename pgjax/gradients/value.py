@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from pgjax import estimators
 from pgjax.estimators import Estimator, Hyper, Steps
-from pgjax.gradients.samples import Live, Term, evaluate, flatten, resolve
+from pgjax.gradients.samples import Live, Term, check_fields, evaluate, flatten, resolve
 from pgjax.policies import Params, ValueFunction, values_of_batch
 from pgjax.rollout import Trajectory
 
@@ -21,21 +21,33 @@ def values(
     """Values of the observations and of the true next observations, both `[N, T]`.
 
     After a row's last live step, and after every end where rows go on, the next observation is that
-    of `trajectory.final_obs`, never the one after the reset. Zero where the row is not live.
+    of `trajectory.final_obs`, never the one after the reset. Zero where the row is not live, and
+    held constant everywhere.
+
+    Args:
+      value_function: V.
+      params: its parameters.
+      trajectory: N rows of T steps, with `final_obs`.
+      chunk_size: observations whose activations are held at a time; None takes what suits the
+        device.
+
+    Raises:
+      ValueError: the trajectory lacks a field that is read.
     """
+    check_fields(trajectory, ("obs", "reward", "terminated", "truncated", "mask", "final_obs"))
     live = trajectory.mask > 0
     dtype = jnp.result_type(trajectory.reward, float)
     apply = values_of_batch(value_function)
 
     def value_of(obs, where):
-        own = Live(where, resolve(chunk_size))
-        value = evaluate(lambda obs: apply(params, obs), flatten(obs), own)
-        return value.reshape(live.shape).astype(dtype)
+        flat = obs.reshape(where.size, *obs.shape[where.ndim :])
+        value = evaluate(lambda obs: apply(params, obs), flat, Live(where, resolve(chunk_size)))
+        return value.reshape(where.shape).astype(dtype)
 
     value = value_of(trajectory.obs, live)
     ends = ~jnp.pad(live[:, 1:], ((0, 0), (0, 1)))
     if trajectory.final_obs.ndim < trajectory.obs.ndim:
-        last = apply(params, trajectory.final_obs)[:, None].astype(dtype)
+        last = value_of(trajectory.final_obs, live[:, 0])[:, None]
     else:
         ends |= jnp.logical_or(trajectory.terminated, trajectory.truncated)
         last = value_of(trajectory.final_obs, live & ends)
@@ -52,9 +64,19 @@ def make_steps(
 ) -> Steps:
     """What Psi may see of a trajectory.
 
+    Args:
+      estimator: form, baseline and state weighting.
+      trajectory: N rows of T steps.
+      value: `[N, T]` values of the observations; for estimators that read them.
+      next_value: `[N, T]` values of the true next observations; for bootstrapping forms.
+
+    Returns:
+      `Steps` of `[N, T]`; values that are not given are zero.
+
     Raises:
-      ValueError: values that the estimator needs are missing.
+      ValueError: values that the estimator needs, or a field of the trajectory, are missing.
     """
+    check_fields(trajectory, ("reward", "terminated", "truncated", "mask"))
     if value is None and estimators.needs_value(estimator):
         raise ValueError(f"{'+'.join(estimator[:2])} needs value, [N, T]")
     if next_value is None and estimators.bootstraps(estimator.form):

@@ -62,8 +62,8 @@ def prepare() -> None:
 def _keep_memory() -> None:
     """Makes the C library keep freed memory, because the next update asks for as much again.
 
-    Otherwise it goes back to the system, which clears every page anew: a fifth of the time of an
-    update of 16384 short episodes. Only glibc can do so; what the environment tells it stands.
+    Otherwise it goes back to the system, which clears every page anew. Only glibc can do so; what
+    the environment tells it stands.
     """
     tuned = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
