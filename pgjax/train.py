@@ -58,10 +58,10 @@ def step(
         theta <- theta + optimizer(gradient)
 
     Gradients ascend and optax descends: the sign is turned here and nowhere else. A gradient whose
-    norm is not finite, or that leads to params that are not, is skipped and counted: params,
-    optimiser and whatever the gradient carries stay as they were, so that the next step tries
-    again from there with another key. An optimiser that divides by the norm, or by squares, would
-    stand still for good after a norm that overflows.
+    squares have no finite sum, or that leads to params that are not finite, is skipped and counted:
+    params, optimiser and whatever the gradient carries stay as they were, so that the next step
+    tries again from there with another key. An optimiser that divides by squares that it remembers
+    would stand still for good after one that overflows.
 
     Args:
       key: the key of the run; the step's own key is `fold_in(key, state.step)`, so that a run
@@ -85,16 +85,16 @@ def step(
     uphill, restore = ravel_pytree(gradient)
     updates, opt_state = optimizer.update(restore(-uphill), state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    norm = batching.one_at_a_time(lambda tree: jnp.linalg.norm(_flat(tree)))
-    gradient_norm = norm(gradient)
-    finite = jnp.isfinite(gradient_norm) & jnp.all(jnp.isfinite(_flat(params)))
+    # Not of the norm, for XLA makes an absolute value of that of a single number.
+    finite = jnp.isfinite(jnp.sum(uphill**2)) & jnp.all(jnp.isfinite(_flat(params)))
     params, opt_state, gradient_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
         (params, opt_state, gradient_state),
         (state.params, state.opt_state, state.gradient_state),
     )
+    norm = batching.one_at_a_time(lambda tree: jnp.linalg.norm(_flat(tree)))
     metrics = metrics | {
-        "gradient_norm": gradient_norm,
+        "gradient_norm": norm(gradient),
         "param_norm": norm(params),
         "finite": finite,
     }
