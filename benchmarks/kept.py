@@ -68,7 +68,6 @@ def machine() -> dict[str, str]:
 
     from pgjax.lab import machine
 
-    machine.prepare()  # a benchmark that measures other processes may not have used JAX
     return {
         "kind": kind(),
         "devices": machine.describe(),
@@ -84,6 +83,7 @@ def kind() -> str:
 
     from pgjax.lab import machine
 
+    machine.prepare()  # a benchmark that measures other processes may not have used JAX
     devices = jax.devices()
     if devices[0].platform == "cpu":
         return _slug(f"cpu-{machine.cores()}-{_processor()}")
