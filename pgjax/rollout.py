@@ -201,6 +201,7 @@ def segments(
     _check_fields(fields)
     sharding.check("num_rows", len(carry.elapsed), mesh)
 
+    learned, refill = batching.split(params, Tracer)
     traced, restore = batching.split(env_params, Tracer)
 
     @batching.seldom
@@ -240,7 +241,6 @@ def segments(
         return rows, records
 
     keys, (*rows, time) = jax.random.split(key, len(carry.elapsed)), carry
-    learned, refill = batching.split(params, Tracer)
     rows, trajectory = sharding.over_rows(play, mesh)((learned, time), keys, *rows)
     return trajectory, Rows(*rows, time=time + horizon)
 

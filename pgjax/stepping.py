@@ -147,7 +147,7 @@ def window(step: Step, rows: Any, keys: Any, origin: jax.Array, horizon: int) ->
     width = -(-num_rows // num_shares)
     even = max(size for size in range(1, BLOCK + 1) if horizon % size == 0)
     block = even if even >= SHORT_BLOCK else min(BLOCK, horizon)
-    left_over = horizon % block  # costs another compilation of the step
+    left_over = horizon % block  # compiles the step a second time
     rows, records = _blank(step, rows, keys, horizon)
 
     def play_share(number, loop):

@@ -305,6 +305,13 @@ def test_values_after_the_last_steps_of_very_many_episodes_take_little_memory():
     assert temporary_bytes(num) > 16e6
 
 
+def test_there_is_no_derivative_in_reverse_mode():
+    gradient_fn, params, _ = cartpole(num_episodes=2, horizon=3)
+    total = lambda params: sum(map(jnp.sum, jax.tree.leaves(gradient_fn(KEY, params)[0])))
+    with pytest.raises(ValueError, match="reverse-mode"):
+        jax.grad(total)(params)
+
+
 def test_fields_that_are_missing_are_named():
     *_, (env, env_params, policy, _, chosen) = cartpole()
     params = policy.init(KEY, jnp.zeros(4))

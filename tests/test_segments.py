@@ -356,8 +356,8 @@ def test_bad_input():
     few = {"horizon": 1, "fields": ["rewards"]}
     with pytest.raises(ValueError, match="fields='rewards' is unknown"):
         rollout.segments(KEY, WALK, WALK.default_params, policy, (), begin(policy), **few)
+    few["fields"] = "obs"
     with pytest.raises(ValueError, match="fields='obs' must be a collection"):
-        few["fields"] = "obs"
         rollout.segments(KEY, WALK, WALK.default_params, policy, (), begin(policy), **few)
 
 

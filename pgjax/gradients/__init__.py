@@ -1,7 +1,7 @@
 """Gradients of policies: from trajectories to a gradient, and as a `GradientFn` to train with.
 
-All can be vmapped, also over what a policy or a value function closes over. Those that train have
-no derivative in reverse mode: their loops take as many turns as there are live samples.
+Those that train have no derivative in reverse mode: their loops take as many turns as there are
+live samples.
 """
 
 from pgjax.gradients.all_action import all_action_gradient
