@@ -24,6 +24,8 @@ class Backend(NamedTuple):
     live_parts: int
     """Number of parts that those rows are cut into once few are left to be stepped; one leaves them
     whole. Parts compile the step a second time."""
+    block: int
+    """Most steps of a rollout whose noise is made at once, and after which ended rows are left."""
     unroll: int
     """Steps of a rollout in one turn of a loop. XLA for GPUs launches what a turn holds as one
     command buffer."""
@@ -51,6 +53,7 @@ CPU = Backend(
     rows=512,  # activations stay in a core's own cache
     live_rows=256,
     live_parts=8,
+    block=8,
     unroll=1,
     chunk_size=512,
     fused_loops=True,
@@ -66,6 +69,7 @@ GPU = Backend(
     rows=None,
     live_rows=None,
     live_parts=1,
+    block=32,
     unroll=4,
     chunk_size=2**17,
     fused_loops=False,

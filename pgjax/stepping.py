@@ -11,10 +11,6 @@ import jax.numpy as jnp
 from pgjax import ahead, backends, batching, chunks
 from pgjax.batching import choose, expand
 
-BLOCK = 32
-"""Steps whose keys are made at once, and after which rows are checked for being live."""
-SHORT_BLOCK = 8
-"""The same where rows that have ended make room for others: until then they are stepped in vain."""
 NARROW = 128
 """Most bytes kept of a row's step for which a block of steps is put together before it is stored,
 and what follows an action made one function: wide observations are stored at once, as they are."""
@@ -67,7 +63,7 @@ def while_live(
     width, *parts = widths(num_rows, several)
     # Vmapped batches may need both widths in one block: a part costs little beside all rows.
     spare = parts[0] if parts and width == num_rows else None
-    num_blocks = -(-horizon // (SHORT_BLOCK if backends.current().live_rows else BLOCK))
+    num_blocks = -(-horizon // backends.current().block)
     block = -(-horizon // num_blocks)
     rows, records = _blank(step, rows, keys, horizon)
 
@@ -145,8 +141,9 @@ def window(step: Step, rows: Any, keys: Any, origin: jax.Array, horizon: int) ->
     num_rows = len(keys[0])
     num_shares = -(-num_rows // (backends.current().rows or num_rows))
     width = -(-num_rows // num_shares)
-    even = max(size for size in range(1, BLOCK + 1) if horizon % size == 0)
-    block = even if even >= SHORT_BLOCK else min(BLOCK, horizon)
+    most = min(backends.current().block, horizon)
+    even = max(size for size in range(1, most + 1) if horizon % size == 0)
+    block = even if 2 * even >= most else most
     left_over = horizon % block  # compiles the step a second time
     rows, records = _blank(step, rows, keys, horizon)
 

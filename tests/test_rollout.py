@@ -139,13 +139,13 @@ def test_stepping_stops_when_every_row_has_ended():
     run, taken = counting(num_episodes=4, horizon=2000)
     lengths = jax.jit(run)(jax.random.key(0)).mask.sum(1)
     jax.effects_barrier()
-    assert len(taken) / 4 < lengths.max() + stepping.BLOCK
+    assert len(taken) / 4 < lengths.max() + backends.CPU.block
     for others in ((), (jnp.ones(3),)):  # with shared parameters, and with some for each
         taken.clear()
         keys = jax.random.split(jax.random.key(0), 3)
         lengths = jax.jit(jax.vmap(run))(keys, *others).mask.sum(2)
         jax.effects_barrier()
-        assert len(taken) / 12 < lengths.max() + stepping.BLOCK
+        assert len(taken) / 12 < lengths.max() + backends.CPU.block
 
 
 def step_few(monkeypatch, live_rows, live_parts):
@@ -175,9 +175,9 @@ def test_only_live_rows_are_stepped(widths, monkeypatch):
     run, taken = counting(num_episodes=64, horizon=200)
     lengths = np.asarray(jax.jit(run)(jax.random.key(0)).mask.sum(1), int)
     jax.effects_barrier()
-    blocks = -(-lengths // stepping.SHORT_BLOCK)
-    of_rows = stepping.SHORT_BLOCK * blocks.sum()
-    filling = stepping.SHORT_BLOCK * 3 * blocks.max()
+    blocks = -(-lengths // backends.CPU.block)
+    of_rows = backends.CPU.block * blocks.sum()
+    filling = backends.CPU.block * 3 * blocks.max()
     assert of_rows <= len(taken) <= of_rows + filling
     assert of_rows + filling < 64 * lengths.max() / 2  # what stepping all of them would take
 
@@ -189,11 +189,11 @@ def test_few_of_many_vmapped_rows_are_stepped_by_themselves(monkeypatch):
     keys = jax.random.split(jax.random.key(0), 3)
     lengths = np.asarray(jax.jit(jax.vmap(run))(keys, jnp.ones(3)).mask.sum(2), int)
     jax.effects_barrier()
-    blocks = -(-lengths.max() // stepping.SHORT_BLOCK)
-    live = (lengths[..., None] > stepping.SHORT_BLOCK * np.arange(blocks)).sum(1)  # [3, blocks]
+    blocks = -(-lengths.max() // backends.CPU.block)
+    live = (lengths[..., None] > backends.CPU.block * np.arange(blocks)).sum(1)  # [3, blocks]
     whole = 64 * (live > 8).any(0)
     parts = 8 * ((live > 0) & (live <= 8)).any(0)
-    assert len(taken) == 3 * stepping.SHORT_BLOCK * (whole + parts).sum()
+    assert len(taken) == 3 * backends.CPU.block * (whole + parts).sum()
     assert len(taken) < 0.8 * 3 * 64 * lengths.max()  # what stepping all of them would take
 
 
@@ -206,9 +206,9 @@ def test_vmapped_rows_of_one_policy_are_stepped_together(num_calls, monkeypatch)
     of_all = jax.vmap(run) if keys.ndim == 1 else jax.vmap(jax.vmap(run))
     lengths = np.asarray(jax.jit(of_all)(keys).mask.sum(-1), int)
     jax.effects_barrier()
-    blocks = -(-lengths // stepping.SHORT_BLOCK)
-    of_rows = stepping.SHORT_BLOCK * blocks.sum()
-    assert of_rows <= len(taken) <= of_rows + stepping.SHORT_BLOCK * blocks.max()
+    blocks = -(-lengths // backends.CPU.block)
+    of_rows = backends.CPU.block * blocks.sum()
+    assert of_rows <= len(taken) <= of_rows + backends.CPU.block * blocks.max()
     assert len(taken) < 0.6 * lengths.size * lengths.max()  # what call by call would take
 
 
