@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from benchmarks import pgjax_ppo, rounds, training
 from pgjax import backends, environments, estimators, gradients, policies, rollout, train
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.policy import both_parts
+from pgjax.gradients.policy import batch_gradient
 from pgjax.gradients.samples import READ
 from pgjax.policies import Policy
 from pgjax.score import StatefulGradientFn
@@ -32,6 +32,7 @@ def window_gradient(
     mesh: Mesh | None,
 ) -> StatefulGradientFn:
     """From windows; `segment_gradient` refuses returns to go, as the end of a window cuts them."""
+    learn = batch_gradient(policy, estimator, hyper, None, chunk_size=None, mesh=mesh)
 
     def init(key, params):
         return rollout.start(key, env, env_params, policy, num_rows=num_rows)
@@ -48,9 +49,7 @@ def window_gradient(
             fields=READ,  # what the plain program keeps
             mesh=mesh,
         )
-        gradient, _ = both_parts(
-            params, trajectory, policy, estimator, hyper, None, chunk_size=None, mesh=mesh
-        )
+        gradient, _ = learn(params, trajectory)
         return gradient, rows, {"env_steps": jnp.int32(trajectory.mask.size)}
 
     return StatefulGradientFn(init, step)

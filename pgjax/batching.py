@@ -108,19 +108,18 @@ def _in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def together(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`(whole, rows) -> function(whole, rows, several)`, whose vmapped calls are made as one.
+    """`function(whole, rows)`, whose vmapped calls are made as one.
 
     `whole` is what all rows share; `rows` has, and so do the results, an entry for each row, which
     does not depend on the others. If vmapped calls have the same `whole`, one call has the rows of
-    all of them, and is told that `several` is true. Otherwise they are vmapped as ever: also where
-    `function` closes over what may be vmapped too. It must not sum over vmapped calls (`psum`).
+    all of them. Otherwise they are vmapped as ever: also where `function` closes over what may be
+    vmapped too. It must not sum over vmapped calls (`psum`).
     """
 
-    def call(whole, rows, several=False):
-        make = jax.make_jaxpr(function, static_argnums=2, return_shape=True)
-        program, like = make(whole, rows, several)
+    def call(whole, rows):
+        program, like = jax.make_jaxpr(function, return_shape=True)(whole, rows)
         if checks.is_traced(program.consts):
-            return function(whole, rows, several)
+            return function(whole, rows)
 
         def run(whole, rows):
             out = jaxpr_as_fun(program)(*jax.tree.leaves((whole, rows)))
@@ -135,8 +134,7 @@ def together(function: Callable[..., Any]) -> Callable[..., Any]:
                 out = jax.vmap(run, axes, axis_size=axis_size)(whole, rows)
             else:
                 rows = jax.tree.map(_flat(axis_size), rows, in_batched[1])
-                out = call(whole, rows, several=True)
-                out = jax.tree.map(_cut(axis_size), out)
+                out = jax.tree.map(_cut(axis_size), call(whole, rows))
             return out, jax.tree.map(lambda _: True, out)
 
         # JAX makes one equation of a custom_vmap and its derivative, of which `grad` knows nothing.

@@ -203,15 +203,9 @@ def estimator(
     Raises:
       ValueError: an unknown name, or a pair that makes no sense.
     """
-    checks.choice("form", form, FORMS)
-    checks.choice("baseline", baseline, BASELINES)
-    checks.choice("state_weighting", state_weighting, STATE_WEIGHTINGS)
-    if form == "total_return" and baseline == "value":
-        raise ValueError(
-            "baseline='value' does not go with form='total_return': a value predicts the return "
-            "from a step on, the total return counts from the start; use form='reward_to_go'"
-        )
-    return Estimator(form, baseline, state_weighting)
+    chosen = Estimator(form, baseline, state_weighting)
+    check(chosen)
+    return chosen
 
 
 def needs_value(estimator: Estimator) -> bool:
@@ -274,8 +268,9 @@ def psi(estimator: Estimator, steps: Steps, hyper: Hyper) -> jax.Array:
       `[N, T]` weights, zero where `mask` is zero.
 
     Raises:
-      ValueError: a single row with a baseline that needs others.
+      ValueError: what `estimator` refuses, or a single row with a baseline that needs others.
     """
+    check(estimator)
     chex.assert_equal_shape(steps)
     chex.assert_rank(steps.reward, 2)
     check_rows(estimator, steps.reward.shape[0])
@@ -303,14 +298,34 @@ def state_weight(state_weighting: str, steps: Steps, hyper: Hyper) -> jax.Array:
     return jax.lax.scan(follow, ones[:, 0], _starts(steps).T)[1].T
 
 
+def time_weights(state_weighting: str, hyper: Hyper, horizon: int) -> jax.Array:
+    """How much step t of an episode counts, `[T]`: gamma^t, or one."""
+    rate = hyper.discount if state_weighting == "discounted" else 1.0
+    return jnp.asarray(rate, jnp.result_type(float)) ** jnp.arange(horizon)
+
+
 def value_target(estimator: Estimator, steps: Steps, hyper: Hyper) -> jax.Array:
     """What a value function that goes with the estimator is fitted to, `[N, T]`.
 
-    The return the form credits: G_t, r_t + gamma V', the n-step return or the lambda-return.
+    The return the form credits: r_t + gamma V', the n-step return or the lambda-return; G_t for
+    Monte Carlo forms, also for the total return, which no state predicts.
     """
     steps = _cleared(steps)
-    form = FORMS[estimator.form](steps, hyper)
-    return form + steps.value if is_advantage(estimator.form) else form
+    name = "reward_to_go" if estimator.form == "total_return" else estimator.form
+    form = FORMS[name](steps, hyper)
+    return form + steps.value if is_advantage(name) else form
+
+
+def check(estimator: Estimator) -> None:
+    """Raises `ValueError` for an unknown name, or a pair that makes no sense."""
+    checks.choice("form", estimator.form, FORMS)
+    checks.choice("baseline", estimator.baseline, BASELINES)
+    checks.choice("state_weighting", estimator.state_weighting, STATE_WEIGHTINGS)
+    if estimator.form == "total_return" and estimator.baseline == "value":
+        raise ValueError(
+            "baseline='value' does not go with form='total_return': a value predicts the return "
+            "from a step on, the total return counts from the start; use form='reward_to_go'"
+        )
 
 
 def check_rows(estimator: Estimator, num_rows: int, argument: str = "num_episodes") -> None:
@@ -323,7 +338,13 @@ def check_rows(estimator: Estimator, num_rows: int, argument: str = "num_episode
 
 def check_bootstraps(estimator: Estimator) -> None:
     """Raises `ValueError` for a form that cannot see beyond the end of a window."""
-    checks.choice("form", estimator.form, sorted(filter(bootstraps, FORMS)))
+    checks.choice("form", estimator.form, FORMS)
+    if not bootstraps(estimator.form):
+        allowed = ", ".join(filter(bootstraps, FORMS))
+        raise ValueError(
+            f"form={estimator.form!r} takes the rest of a window for the return; choose a form "
+            f"that bootstraps: {allowed}"
+        )
 
 
 def check_hyper(hyper: Hyper) -> None:
@@ -336,6 +357,15 @@ def check_hyper(hyper: Hyper) -> None:
             checks.at_least("n", checks.as_whole(n), 1)
     checks.within("constant", hyper.constant, -float("inf"), float("inf"))
     checks.within("entropy_cost", hyper.entropy_cost, -float("inf"), float("inf"))
+
+
+def check_no_bonus(hyper: Hyper, what: str) -> None:
+    """Raises `ValueError` for an entropy bonus, of which `what` know nothing."""
+    if not checks.is_traced(hyper.entropy_cost) and float(hyper.entropy_cost) != 0:
+        raise ValueError(
+            f"entropy_cost={hyper.entropy_cost!r} must be 0: {what} are those of the return's "
+            "gradient"
+        )
 
 
 def _relative(estimator, form, steps, hyper):

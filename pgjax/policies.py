@@ -49,6 +49,10 @@ class ValueFunction(NamedTuple):
     unroll: Callable[[Params, jax.Array], jax.Array] | None = None
 
 
+OUTPUT_SCALE = 0.01
+"""Of the last layer of a network: at first, all actions are about as likely."""
+
+
 class Network(nn.Module):
     """Multilayer perceptron of the last axis; without hidden layers, a linear map.
 
@@ -61,7 +65,6 @@ class Network(nn.Module):
     num_free: int = 0
     free_value: float = 0.0
     activation: Callable[[jax.Array], jax.Array] = nn.tanh
-    output_scale: float = 0.01
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -69,7 +72,7 @@ class Network(nn.Module):
         for width in self.hidden:
             kernel = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
             x = self.activation(self._dense(width, kernel)(x))
-        kernel = nn.initializers.variance_scaling(self.output_scale**2, "fan_in", "normal")
+        kernel = nn.initializers.variance_scaling(OUTPUT_SCALE**2, "fan_in", "normal")
         x = self._dense(self.num_outputs, kernel)(x)
         if not self.num_free:
             return x

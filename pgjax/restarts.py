@@ -144,12 +144,12 @@ def _advance(key, env, env_params, policy, params):
     take = rollout.advancing(env, env_params)
 
     def advance(time, state, obs, live, first_action=None):
-        keys = jax.random.split(jax.random.fold_in(key, time))
-        instead = None
-        if first_action is not None:
-            instead = lambda action: jnp.where(time == 0, first_action, action)
+        action_key, env_key = jax.random.split(jax.random.fold_in(key, time))
         _, distribution = policy.step(params, (), obs)
-        next_state, next_obs, record = take(distribution, keys, state, obs, instead)
+        action = distribution.sample(action_key)
+        if first_action is not None:
+            action = jnp.where(time == 0, first_action, action)
+        next_state, next_obs, record = take(env_key, distribution, action, state, obs)
         state, obs = choose(live, (next_state, next_obs), (state, obs))
         return state, obs, record
 

@@ -89,8 +89,9 @@ def episodes(
     inferred = {"mask", "terminated", "truncated"}  # from how long a row is and how it ended
     dropped = set(STEP_FIELDS) - set(fields) | inferred
     traced, restore = batching.split((params, env_params), Tracer)
+    share = num_episodes // (1 if mesh is None else mesh.shape[sharding.AXIS])
 
-    def play(traced, keys, several):
+    def play(traced, keys):
         params, env_params = restore(traced)
         advance = advancing(env, env_params)
 
@@ -106,8 +107,10 @@ def episodes(
 
         def follow(row, acted, time, keys):
             state, obs, _, end, live = row
+            action_key, env_key = keys
             policy_state, distribution = acted
-            next_state, next_obs, record = advance(distribution, keys, state, obs)
+            action = distribution.sample(action_key)
+            next_state, next_obs, record = advance(env_key, distribution, action, state, obs)
             window_ends = (time == horizon - 1) & ~record.terminated
             next_end = time + 1, record.terminated, record.truncated | window_ends
             record = record._replace(**dict.fromkeys(dropped))
@@ -115,7 +118,8 @@ def episodes(
             return (next_state, obs, policy_state, end, live & ~(end[1] | end[2])), record
 
         rows = jax.vmap(begin)(keys)
-        rows, records = stepping.while_live(Step(act, follow), *rows, horizon, several)
+        sizes = stepping.widths(len(keys), alone=len(keys) == share)
+        rows, records = stepping.while_live(Step(act, follow), *rows, horizon, sizes)
         _, final_obs, _, end, _ = rows
         length, terminated, truncated = (x[:, None] for x in end)
         time = jnp.arange(horizon)[None]
@@ -217,10 +221,11 @@ def segments(
         return policy.step(params, policy_state, obs)
 
     def follow(row, acted, time, keys):
-        reset_key, *step_keys = keys
+        reset_key, action_key, env_key = keys
         state, obs, _, elapsed = row
         policy_state, distribution = acted
-        next_state, next_obs, record = advance(distribution, step_keys, state, obs)
+        action = distribution.sample(action_key)
+        next_state, next_obs, record = advance(env_key, distribution, action, state, obs)
         record = record._replace(final_obs=next_obs.astype(obs.dtype))
         ends = record.terminated | record.truncated
         window_ends = (time == horizon - 1) & ~record.terminated
@@ -256,21 +261,14 @@ def advancing(env, env_params):
     """One step of one row with an action drawn from a distribution, without a reset.
 
     Returns:
-      `(distribution, keys, state, obs, instead=None) -> (state, obs, record)` with one key for the
-      action and one for the environment; `instead`, if given, maps the action sampled to the one
-      that is taken.
+      `(key, distribution, action, state, obs) -> (state, obs, record)`; the key is the
+      environment's.
     """
     space = env.action_space(env_params)
 
-    def advance(distribution, keys, state, obs, instead=None):
-        action_key, env_key = keys
-        action = distribution.sample(action_key)
-        if instead is not None:
-            action = instead(action)
+    def advance(key, distribution, action, state, obs):
         taken = to_action(space, distribution, action)
-        next_obs, next_state, reward, terminated, _ = env.step_env(
-            env_key, state, taken, env_params
-        )
+        next_obs, next_state, reward, terminated, _ = env.step_env(key, state, taken, env_params)
         record = Trajectory(
             obs=obs,
             action=action,

@@ -1,7 +1,7 @@
 """How rows are stepped: how many side by side, in what blocks, and where their records go."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,42 +25,42 @@ class Step(NamedTuple):
     follow: Callable[[Any, Any, jax.Array, Any], Any]  # (row, acted, time, keys) -> (row, record)
 
 
-def widths(num_rows: int, several: bool = False) -> tuple[int, ...]:
+def widths(num_rows: int, alone: bool = True) -> tuple[int, ...]:
     """How many of `num_rows` that may end are stepped side by side, and of those left over.
 
     Args:
       num_rows: all of them.
-      several: whether they are the rows of several calls.
+      alone: whether they are the rows of one call, not of several made as one.
     """
     layout = backends.current()
     width = min(num_rows, layout.live_rows or num_rows)
     part = width // layout.live_parts
     # For just as many rows, as in the default run on two devices, parts would take longer to
     # compile and solve the task no sooner.
-    fits = num_rows == layout.live_rows and not several
+    fits = num_rows == layout.live_rows and alone
     return (width, part) if LEAST_PART <= part < width and not fits else (width,)
 
 
 def while_live(
-    step: Step, rows: Any, keys: Any, horizon: int, several: bool = False
+    step: Step, rows: Any, keys: Any, horizon: int, sizes: Sequence[int]
 ) -> tuple[Any, Any]:
     """Rows over at most `horizon` steps, in blocks, until none is live.
 
-    Where it suits the device, rows are stepped some at a time (`widths`), and only those that are
-    live when a block begins. Rows that are no longer live may be stepped on; nothing is recorded.
+    Rows are stepped some at a time, and only those that are live when a block begins. Rows that are
+    no longer live may be stepped on; nothing is recorded.
 
     Args:
       step: of one row.
       rows: where they stand, `[N, ...]`; the last entry is `live`.
       keys: `[N]` each, typed.
       horizon: T.
-      several: whether these are the rows of several calls.
+      sizes: how many are stepped side by side, and of those left over (`widths`).
 
     Returns:
       The rows after it, and records `[N, T, ...]`, zero where a row was not live.
     """
     num_rows = len(rows[-1])
-    width, *parts = widths(num_rows, several)
+    width, *parts = sizes
     # Vmapped batches may need both widths in one block: a part costs little beside all rows.
     spare = parts[0] if parts and width == num_rows else None
     num_blocks = -(-horizon // backends.current().block)

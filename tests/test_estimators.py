@@ -19,13 +19,14 @@ from pgjax import environments, estimators, exact, policies
 from pgjax.distributions import categorical
 from pgjax.estimators import (
     FORMS,
+    Estimator,
     Hyper,
     Steps,
     estimator,
     is_unbiased,
     psi,
 )
-from pgjax.gradients import policy_gradient, trajectory_gradient
+from pgjax.gradients import policy_gradient, squared_norms, trajectory_gradient
 from pgjax.rollout import Trajectory, episodes
 
 from .choices import ACCEPTED, BOOTSTRAPPING, COUPLED, COUPLED_ONES
@@ -602,6 +603,49 @@ def test_a_new_form_is_given_the_values_that_it_reads(monkeypatch):
     value = values(PROBLEM, discount)
     truth = exact_gradient(PROBLEM, PATHS, discount)
     np.testing.assert_allclose(moments(choice, GENERIC, value=value).mean, truth, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (Estimator("rewrd_to_go", "none", "uniform"), "did you mean 'reward_to_go'"),
+        (Estimator("reward_to_go", "non", "uniform"), "did you mean 'none'"),
+        (Estimator("reward_to_go", "none", "unifrom"), "did you mean 'uniform'"),
+        (Estimator("total_return", "value", "uniform"), "does not go with"),
+    ],
+)
+def test_an_estimator_put_together_by_hand_is_checked(choice, message):
+    (env, env_params), trajectory = tabular_environment(), trajectory_of([0, 1])
+    policy, zeros = policies.tabular(NUM_STATES, NUM_ACTIONS), jnp.zeros((2, HORIZON))
+    common = {"policy": policy, "estimator": choice, "hyper": GENERIC}
+    given = jnp.asarray(PROBLEM.logits), trajectory
+    with pytest.raises(ValueError, match=message):
+        psi(choice, Steps(*6 * [zeros]), GENERIC)
+    with pytest.raises(ValueError, match=message):
+        trajectory_gradient(*given, **common)
+    with pytest.raises(ValueError, match=message):
+        squared_norms(*given, **common)
+    with pytest.raises(ValueError, match=message):
+        policy_gradient(env, env_params, **common, num_episodes=2, horizon=HORIZON)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_values_are_fitted_to_the_return_from_the_step_on(form):
+    """One step of a row of two, by hand: what follows it, in rewards and in values."""
+    reward, value, next_value = jnp.array([[[1.0, 2]], [[3.0, 5]], [[5.0, 7]]])
+    steps = Steps(reward, value, next_value, *(jnp.array([[0.0, x]]) for x in (0, 1)), reward**0)
+    hyper = Hyper(discount=0.5, lambda_=0.25, n=1)
+    last = 2 + 0.5 * 7
+    expected = {
+        "total_return": [1 + 0.5 * 2, 2],
+        "reward_to_go": [1 + 0.5 * 2, 2],
+        "td_residual": [1 + 0.5 * 5, last],
+        "n_step": [1 + 0.5 * 5, last],
+        "gae": [1 + 0.5 * (0.75 * 5 + 0.25 * last), last],
+        "lambda_return": [1 + 0.5 * (0.75 * 5 + 0.25 * last), last],
+    }
+    target = estimators.value_target(estimator(form, "none", "uniform"), steps, hyper)
+    np.testing.assert_allclose(target, [expected[form]])
 
 
 def test_a_jitted_form_reads_what_it_uses(monkeypatch):

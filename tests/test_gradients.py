@@ -386,7 +386,7 @@ def test_a_sum_over_very_many_chunks_is_not_worn_away():
     live = Live(jnp.ones(10**5, bool), 1)
     tenths = jnp.full(10**5, 0.1)
     sum_of = lambda x, valid: jnp.sum(valid * x)
-    (total,) = accumulate(Term(sum_of, tenths, live, like=jnp.zeros(())))
+    (total,) = accumulate(live, Term(sum_of, tenths, like=jnp.zeros(())))
     np.testing.assert_allclose(total, 1e4, rtol=2e-7)
 
 

@@ -163,9 +163,9 @@ def test_rows_left_over_are_stepped_in_parts_unless_that_costs_more(num_rows, ex
     laid_out(backends.CPU)
     assert stepping.widths(num_rows) == expected
     if num_rows >= 256:
-        assert stepping.widths(num_rows, several=True) == (256, 32)
+        assert stepping.widths(num_rows, alone=False) == (256, 32)
     laid_out(backends.GPU)
-    assert stepping.widths(num_rows, several=True) == stepping.widths(num_rows) == (num_rows,)
+    assert stepping.widths(num_rows, alone=False) == stepping.widths(num_rows) == (num_rows,)
 
 
 @pytest.mark.parametrize("widths", [(4, 1), (8, 4)])

@@ -357,8 +357,14 @@ def test_seeds_and_hyperparameters_can_be_vmapped():
         ({"chunk_size": 0}, "chunk_size=0"),
         ({"value_function": None}, "needs a value function"),
         ({"hyper": Hyper(discount=1.5)}, "discount=1.5"),
-        ({"estimator": estimator("reward_to_go", "value", "uniform")}, "form='reward_to_go'"),
-        ({"estimator": estimator("gae", "none", "discounted")}, "state_weighting='discounted'"),
+        (
+            {"estimator": estimator("reward_to_go", "value", "uniform")},
+            "the rest of a window",
+        ),
+        (
+            {"estimator": estimator("gae", "none", "discounted")},
+            "the start of an episode",
+        ),
         ({"estimator": estimator("gae", "standardise", "uniform"), "num_rows": 1}, "num_rows=1"),
     ],
 )

@@ -105,8 +105,7 @@ def variance_decomposition(
     checks.choice("state_weighting", state_weighting, estimators.STATE_WEIGHTINGS)
     estimators.check_hyper(hyper)
     check_memoryless(policy, "restarts")
-    rate = jnp.asarray(hyper.discount if state_weighting == "discounted" else 1.0, float)
-    weights = rate ** jnp.arange(horizon)
+    weights = estimators.time_weights(state_weighting, hyper, horizon)
     size = min(chunk_size, -(-num_episodes // BLOCKS))
     subtracted = (lambda obs: jnp.zeros(())) if baseline is None else baseline
 

@@ -254,9 +254,11 @@ def _judged(
     result: Audit, found: Moments, reference: np.ndarray | Blocks, like: Params, reach: float
 ) -> Audit:
     """The audit with all that a reference adds."""
+    sides = [(result.blocks, found)]
     if isinstance(reference, Blocks):
         other = moments(reference)
         truth = other.mean
+        sides.append((reference, other))
     else:
         other, truth = None, reference
     difference = found.mean - truth
@@ -266,9 +268,6 @@ def _judged(
         cosine=cosine(found, other, truth, reach),
         reference=reference,
     )
-    sides = [(result.blocks, found)]
-    if isinstance(reference, Blocks) and other is not None:
-        sides.append((reference, other))
     tested = _test(sides, difference)
     return result._replace(bias_test=tested, mse=mean_squared_error(result))
 

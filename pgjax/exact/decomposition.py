@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pgjax.environments import MDP
-from pgjax.estimators import Hyper, estimator
+from pgjax.estimators import Hyper, estimator, time_weights
 from pgjax.exact import credits, model, moments, objectives
 from pgjax.policies import Params, Policy
 
@@ -66,7 +66,7 @@ def variance_decomposition(
     credit = credits.moments(tables, "reward_to_go", hyper, jnp.pad(baseline, ((0, 1), (0, 0))))
     mean, square = credit.mean[..., 0], credit.square[..., 0, 0]
     visits = objectives.state_probs(tables, horizon)
-    visits *= moments.state_weights(chosen, hyper, horizon)[:, None]
+    visits *= time_weights(state_weighting, hyper, horizon)[:, None]
     visits /= jnp.sum(visits)
     chance = visits[..., None] * tables.probs[None]
     of_state = jnp.einsum("sa,tsa,sad->tsd", tables.probs, mean, score)

@@ -53,7 +53,8 @@ def all_action_gradient(
 
         grad J_gamma = sum_t sum_s gamma^t P(s_t = s) sum_a grad pi(a | s) Q_t(s, a)
 
-    Equal to `exact_gradient`, but computed another way. Arguments and errors as there.
+    Equal to `exact_gradient`, but computed another way, and it has no metrics. Arguments and errors
+    as there.
 
     Source: Sutton et al. 2000, theorem 1.
     """

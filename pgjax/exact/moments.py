@@ -92,7 +92,7 @@ def exact_moments(
             estimator=estimator,
             hyper=hyper,
             value=given,
-            weight=state_weights(estimator, hyper, horizon),
+            weight=estimators.time_weights(estimator.state_weighting, hyper, horizon),
             num_episodes=num_episodes,
         )
         total = estimator.form == "total_return"
@@ -149,7 +149,7 @@ def all_action_moments(
         return (own + ahead, square), None
 
     end = (jnp.zeros_like(score[:, 0]), jnp.zeros_like(tables.initial))
-    inputs = (action_value, state_weights(estimator, hyper, horizon))
+    inputs = (action_value, estimators.time_weights(state_weighting, hyper, horizon))
     (mean, square), _ = jax.lax.scan(back, end, inputs, reverse=True)
     mean, trace = _at_start(tables, mean, square, num_episodes)
     return _against_truth(mdp, policy, params, hyper, horizon, mean, trace)
@@ -300,12 +300,6 @@ def _at_start(tables, gradient, square, num_episodes):
     return mean, (tables.initial @ square - jnp.sum(mean**2)) / num_episodes
 
 
-def state_weights(estimator: Estimator, hyper: Hyper, horizon: int) -> jax.Array:
-    """w_t, `[T]`: gamma^t or one."""
-    rate = hyper.discount if estimator.state_weighting == "discounted" else 1.0
-    return jnp.asarray(rate, jnp.result_type(float)) ** jnp.arange(horizon)
-
-
 def _baseline(estimator, hyper, value):
     """b_t(s) of baselines that look at no other episode, `[T, S]`."""
     if estimator.baseline == "value" and not estimators.is_advantage(estimator.form):
@@ -347,12 +341,11 @@ def given_values(
 
 def check(estimator: Estimator, hyper: Hyper, horizon: int, num_episodes: int) -> None:
     """Refuses choices that have no exact moments."""
-    estimators.estimator(*estimator)
+    estimators.check(estimator)
     checks.at_least("horizon", horizon, 1)
     checks.at_least("num_episodes", num_episodes, 1)
     estimators.check_hyper(hyper)
     estimators.check_rows(estimator, num_episodes)
-    if not checks.is_traced(hyper.entropy_cost) and float(hyper.entropy_cost) != 0:
-        raise ValueError("entropy_cost must be 0: exact moments are those of the return's gradient")
+    estimators.check_no_bonus(hyper, "exact moments")
     if estimator.form == "n_step" and checks.is_traced(hyper.n):
         raise ValueError("n must be known: it is the number of equations of the n-step return")

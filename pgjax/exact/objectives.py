@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pgjax.environments import MDP
-from pgjax.estimators import Hyper
+from pgjax.estimators import Hyper, time_weights
 from pgjax.exact import model
 from pgjax.exact.model import Model
 from pgjax.policies import Params, Policy
@@ -100,7 +100,7 @@ def visits(
     tables = _checked(mdp, policy, params, hyper, horizon)(params)
     if horizon is None:
         return jnp.linalg.solve(_resolvent(tables, hyper).T, tables.initial)
-    return state_probs(tables, horizon) * _powers(hyper.discount, horizon)[:, None]
+    return state_probs(tables, horizon) * time_weights("discounted", hyper, horizon)[:, None]
 
 
 def action_values(mdp: MDP, policy: Policy, hyper: Hyper, *, horizon: int | None):
@@ -265,7 +265,3 @@ def _stationary(tables: Model) -> jax.Array:
     # mu (I - P + 1 1^T) = 1^T, which is regular for an irreducible chain.
     matrix = jnp.eye(len(ones), dtype=ones.dtype) - tables.move + 1
     return jnp.linalg.solve(matrix.T, ones)
-
-
-def _powers(rate, number: int) -> jax.Array:
-    return jnp.asarray(rate, jnp.result_type(float)) ** jnp.arange(number)

@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 from pgjax import checks
 from pgjax.environments import MDP
-from pgjax.estimators import Estimator, Hyper
+from pgjax.estimators import Estimator, Hyper, time_weights
 from pgjax.exact import credits, episode, model, moments, objectives
 from pgjax.policies import Params, Policy
 
@@ -76,7 +76,7 @@ def optimal_baseline(
         if depends_on == "parameter":
             return unravel(_ratio(square[1], square[0]))
         return _ratio(jnp.sum(square[1]), jnp.sum(square[0]))
-    weight = moments.state_weights(estimator, hyper, horizon)
+    weight = time_weights(estimator.state_weighting, hyper, horizon)
     axis = 0 if depends_on == "parameter" else 1
     above, below = _products(tables, score, estimator, hyper, given, weight, axis)
     if depends_on == "state_and_time":

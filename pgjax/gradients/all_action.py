@@ -96,8 +96,8 @@ def all_action_gradient(
         weight = jnp.where(trajectory.mask[:, :, None] > 0, counts * q, 0)
         bonus = entropy_bonus(state_weighting, trajectory, hyper)
         scored = lambda distribution: _probs(distribution, num_actions)
-        term = ascent(params, trajectory, weight, bonus, policy, chunk_size, scored=scored)
-        ((gradient, _),) = accumulate(term)
+        term, live = ascent(params, trajectory, weight, bonus, policy, chunk_size, scored=scored)
+        ((gradient, _),) = accumulate(live, term)
         return gradient
 
     def gradient_fn(key, params):
@@ -117,9 +117,9 @@ def all_action_gradient(
         def predict(params, obs, action):
             return jnp.take_along_axis(apply(params, obs), action[:, None], axis=1)[:, 0]
 
-        of_value = regression(params["value"], trajectory, target, predict, chunk_size)
+        of_value, live = regression(params["value"], trajectory, target, predict, chunk_size)
         length = jnp.maximum(metrics["episode_length"], 1 / num_episodes)
-        value = jax.tree.map(lambda x: x / length, accumulate(of_value)[0])
+        value = jax.tree.map(lambda x: x / length, accumulate(live, of_value)[0])
         taken = jnp.take_along_axis(q, trajectory.action[:, :, None], axis=2)[:, :, 0]
         metrics["value_loss"] = 0.5 * live_mean((taken - target) ** 2, trajectory.mask)
         return {"policy": ascend(own, trajectory, q), "value": value}, metrics

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from pgjax import checks, estimators, rollout
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.policy import both_parts, check_counts, check_estimator, policy_part
+from pgjax.gradients.policy import batch_gradient, check_counts, policy_part
 from pgjax.gradients.samples import READ
 from pgjax.gradients.segments import episode_ends
 from pgjax.policies import Policy, ValueFunction, has_memory
@@ -92,7 +92,6 @@ def average_reward_gradient(
     estimators.check_bootstraps(estimator)
     if not checks.is_traced(hyper.discount) and float(hyper.discount) != 1:
         raise ValueError(f"discount={hyper.discount!r} must be 1: the average reward has none")
-    check_estimator(estimator, hyper, value_function)
     return _window_gradient(
         env,
         env_params,
@@ -166,7 +165,6 @@ def gpomdp(
         )
     estimator = estimators.estimator("reward_to_go", baseline, "uniform")
     hyper = Hyper(discount=beta, entropy_cost=entropy_cost)
-    check_estimator(estimator, hyper, value_function=None)
     return _window_gradient(
         env,
         env_params,
@@ -197,7 +195,8 @@ def _window_gradient(
     chunk_size,
 ) -> StatefulGradientFn:
     """Weights the scores of a window by Psi of the reward minus eta, as a mean over steps."""
-    check_counts(num_rows=num_rows, horizon=horizon, chunk_size=chunk_size)
+    check_counts(num_rows=num_rows, horizon=horizon)
+    learn = batch_gradient(policy, estimator, hyper, value_function, chunk_size)
     checks.within("eta_step_size", eta_step_size, 0, 1)
     estimators.check_rows(estimator, num_rows, "num_rows")
     if renewal and has_memory(policy):
@@ -205,7 +204,7 @@ def _window_gradient(
 
     def play(key, params, rows):
         own = policy_part(params, value_function)
-        fields = (*READ, "final_obs")
+        fields = READ if value_function is None else (*READ, "final_obs")
         return rollout.segments(
             key, env, env_params, policy, own, rows, horizon=horizon, fields=fields
         )
@@ -228,16 +227,7 @@ def _window_gradient(
         if renewal:
             trajectory = _one_chain(trajectory, rows)
         trajectory = trajectory._replace(reward=trajectory.reward - state.eta)
-        gradient, value_metrics = both_parts(
-            params,
-            trajectory,
-            policy,
-            estimator,
-            hyper,
-            value_function,
-            chunk_size,
-            policy_state=state.rows.policy_state,
-        )
+        gradient, value_metrics = learn(params, trajectory, state.rows.policy_state)
         per_step = jax.tree.map(lambda x: x / horizon, policy_part(gradient, value_function))
         gradient = per_step if value_function is None else gradient | {"policy": per_step}
         eta = state.eta + eta_step_size * (reward - state.eta)

@@ -9,13 +9,7 @@ import jax.numpy as jnp
 from pgjax import checks, estimators, rollout
 from pgjax.batching import expand
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.policy import (
-    both_parts,
-    check_counts,
-    check_estimator,
-    episode_means,
-    policy_part,
-)
+from pgjax.gradients.policy import batch_gradient, check_counts, episode_means, policy_part
 from pgjax.gradients.samples import READ, Term, accumulate, policy_samples
 from pgjax.gradients.value import step_weights
 from pgjax.policies import Params, Policy, ValueFunction
@@ -78,14 +72,11 @@ def natural_gradient(
     Source: Kakade 2001, "A Natural Policy Gradient"; Schulman et al. 2015, "Trust Region Policy
     Optimization", appendix C, for the products.
     """
-    check_counts(
-        num_episodes=num_episodes,
-        horizon=horizon,
-        num_iterations=num_iterations,
-        chunk_size=chunk_size,
-    )
+    check_counts(num_episodes=num_episodes, horizon=horizon, num_iterations=num_iterations)
     checks.within("damping", damping, 0, float("inf"))
-    check_estimator(estimator, hyper, value_function)
+    learn = batch_gradient(
+        policy, estimator, hyper, value_function, chunk_size, means=episode_means
+    )
     estimators.check_rows(estimator, num_episodes)
 
     def gradient_fn(key, params):
@@ -100,16 +91,7 @@ def natural_gradient(
             horizon=horizon,
             fields=READ,
         )
-        gradient, metrics = both_parts(
-            params,
-            trajectory,
-            policy,
-            estimator,
-            hyper,
-            value_function,
-            chunk_size,
-            means=episode_means,
-        )
+        gradient, metrics = learn(params, trajectory)
         weight = step_weights(estimator.state_weighting, trajectory, hyper)
         fisher = fisher_product(own, trajectory, weight, policy, chunk_size)
         damped = lambda x: _add(fisher(x), damping, x)
@@ -143,7 +125,7 @@ def fisher_product(
             weight = expand(valid, slope) * samples.extra / num_rows
             return pull_back((weight * slope).astype(slope.dtype))[0]
 
-        return accumulate(Term(part, samples, live, like=params))[0]
+        return accumulate(live, Term(part, samples, like=params))[0]
 
     return product
 

@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pgjax import checks, estimators
+from pgjax import estimators
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.samples import READ, check_fields, memories, repeat_first
+from pgjax.gradients.policy import check_counts
+from pgjax.gradients.samples import READ, check_fields, memories, repeat_first, resolve
 from pgjax.gradients.value import make_steps
 from pgjax.policies import Params, Policy, has_memory
 from pgjax.rollout import Trajectory
@@ -26,7 +27,7 @@ def squared_norms(
     value: jax.Array | None = None,
     next_value: jax.Array | None = None,
     policy_state: Any = None,
-    chunk_size: int = 4096,
+    chunk_size: int | None = None,
 ) -> jax.Array:
     """|g_i|^2 of the gradient of each row, g_i = sum_t Psi_it grad log pi(a_it | s_it).
 
@@ -53,7 +54,8 @@ def squared_norms(
       next_value: `[N, T]` values of the true next observations; for bootstrapping forms.
       policy_state: `[N, ...]` carry of a policy with memory before the first step, of rows that
         did not start there (`Rows.policy_state`); by default the policy's initial state.
-      chunk_size: samples whose activations are held at a time, at least one row.
+      chunk_size: samples whose activations are held at a time, at least one row; None takes what
+        suits the device.
 
     Returns:
       `[N]` squared norms.
@@ -64,12 +66,9 @@ def squared_norms(
     Source: Goodfellow 2015, "Efficient Per-Example Gradient Computations"; for sequences, Li et
     al. 2022, "Large Language Models Can Be Strong Differentially Private Learners".
     """
-    checks.at_least("chunk_size", chunk_size, 1)
+    check_counts(chunk_size=chunk_size)
     estimators.check_hyper(hyper)
-    if not checks.is_traced(hyper.entropy_cost) and float(hyper.entropy_cost) != 0:
-        raise ValueError(
-            f"entropy_cost={hyper.entropy_cost!r} must be 0: norms are of the return's"
-        )
+    estimators.check_no_bonus(hyper, "squared norms")
     check_fields(trajectory, READ)
     params, trajectory = jax.tree.map(jnp.asarray, (params, trajectory))
     steps = make_steps(estimator, trajectory, value, next_value)
@@ -77,7 +76,7 @@ def squared_norms(
     live = trajectory.mask > 0
     obs, action = jax.tree.map(lambda x: repeat_first(x, live), (trajectory.obs, trajectory.action))
     layers = _dense_layers(policy, params, obs[0, 0])
-    rest, _ = _split(params, layers)
+    rest, merge = _split(params, layers)
     num_steps = weight.shape[1]
     probes = {path: jnp.zeros((num_steps, out), weight.dtype) for path, out in layers.items()}
 
@@ -85,7 +84,7 @@ def squared_norms(
         start, obs, action, boundary, weight = inputs
 
         def credited(rest, probes):
-            own = _merge(rest, params, layers)
+            own = merge(rest)
             if not layers:
                 log_prob = policy.unroll(own, start, obs, boundary).log_prob(action)
                 return jnp.sum(weight * log_prob), {}
@@ -100,7 +99,7 @@ def squared_norms(
 
     start = memories(policy, policy_state, len(live))
     rows = (start, obs, action, steps.boundary, weight)
-    return jax.lax.map(row, rows, batch_size=max(1, chunk_size // num_steps))
+    return jax.lax.map(row, rows, batch_size=max(1, resolve(chunk_size) // num_steps))
 
 
 def _dense_norm(x: jax.Array, back: jax.Array) -> jax.Array:
@@ -170,16 +169,12 @@ def _is_of(key, path) -> bool:
 
 
 def _split(params, layers):
-    """The leaves that are not those of the layers, and which they are."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    others = [not any(_is_of(key, path) for path in layers) for key, _ in leaves]
-    return [leaf for (_, leaf), other in zip(leaves, others, strict=True) if other], others
+    """The leaves that are not those of the layers, and what puts others in their place."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    found = [(leaf, any(_is_of(key, path) for path in layers)) for key, leaf in leaves]
 
+    def merge(rest):
+        given = iter(rest)
+        return jax.tree.unflatten(structure, [x if own else next(given) for x, own in found])
 
-def _merge(rest, params, layers):
-    """Params in which the leaves that belong to no layer are replaced."""
-    _, others = _split(params, layers)
-    leaves, structure = jax.tree.flatten(params)
-    supply = iter(rest)
-    merged = [next(supply) if o else x for x, o in zip(leaves, others, strict=True)]
-    return jax.tree.unflatten(structure, merged)
+    return [leaf for leaf, own in found if not own], merge

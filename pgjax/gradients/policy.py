@@ -11,7 +11,7 @@ from pgjax import batching, checks, estimators, rollout, score, sharding
 from pgjax.batching import expand
 from pgjax.distributions import Distribution
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.samples import READ, Term, accumulate, check_fields, policy_samples
+from pgjax.gradients.samples import READ, Live, Term, accumulate, check_fields, policy_samples
 from pgjax.gradients.value import make_steps, regression, step_weights, values
 from pgjax.policies import Params, Policy, ValueFunction, has_memory, values_of_batch
 from pgjax.rollout import Trajectory
@@ -67,8 +67,8 @@ def trajectory_gradient(
     steps = make_steps(estimator, trajectory, value, next_value)
     weight = estimators.psi(estimator, steps, hyper)
     bonus = entropy_bonus(estimator.state_weighting, trajectory, hyper)
-    term = ascent(params, trajectory, weight, bonus, policy, chunk_size, policy_state)
-    ((gradient, _),) = accumulate(term)
+    term, live = ascent(params, trajectory, weight, bonus, policy, chunk_size, policy_state)
+    ((gradient, _),) = accumulate(live, term)
     return gradient
 
 
@@ -121,9 +121,11 @@ def policy_gradient(
 
     Source: Williams 1992; Sutton et al. 2000; for the weights Psi, Schulman et al. 2016, eq. 1.
     """
-    check_counts(num_episodes=num_episodes, horizon=horizon, chunk_size=chunk_size)
+    check_counts(num_episodes=num_episodes, horizon=horizon)
     sharding.check("num_episodes", num_episodes, mesh)
-    check_estimator(estimator, hyper, value_function)
+    learn = batch_gradient(
+        policy, estimator, hyper, value_function, chunk_size, mesh=mesh, means=episode_means
+    )
     estimators.check_rows(estimator, num_episodes)
 
     def gradient_fn(key, params):
@@ -138,17 +140,7 @@ def policy_gradient(
             fields=READ,
             mesh=mesh,
         )
-        return both_parts(
-            params,
-            trajectory,
-            policy,
-            estimator,
-            hyper,
-            value_function,
-            chunk_size,
-            mesh=mesh,
-            means=episode_means,
-        )
+        return learn(params, trajectory)
 
     return gradient_fn
 
@@ -158,18 +150,16 @@ def policy_part(params: Params, value_function: ValueFunction | None) -> Params:
     return params if value_function is None else params["policy"]
 
 
-def both_parts(
-    params: Params,
-    trajectory: Trajectory,
+def batch_gradient(
     policy: Policy,
     estimator: Estimator,
     hyper: Hyper,
     value_function: ValueFunction | None,
     chunk_size: int | None,
-    policy_state: Any = None,
+    *,
     mesh: Mesh | None = None,
     means: Callable[[Trajectory, Hyper], Metrics] | None = None,
-) -> tuple[Params, Metrics]:
+) -> Callable[..., tuple[Params, Metrics]]:
     """Gradient of given trajectories, with the value's part and loss where there is one.
 
     Weights are computed from the whole batch; what goes through a network, by each device from its
@@ -177,9 +167,14 @@ def both_parts(
     over rows.
 
     Returns:
-      The gradient; and `entropy` (minus the mean log-probability of the actions taken), with values
-      `value_loss`, and `means`.
+      `(params, trajectory, policy_state=None) -> (gradient, metrics)`; metrics are `entropy` (minus
+      the mean log-probability of the actions taken), with values `value_loss`, and `means`.
+
+    Raises:
+      ValueError: a chunk size below one, and as `check_estimator`.
     """
+    check_counts(chunk_size=chunk_size)
+    check_estimator(estimator, hyper, value_function)
 
     def value_row(params, trajectory):
         assert value_function is not None
@@ -192,17 +187,17 @@ def both_parts(
         if means is not None:
             metrics |= means(trajectory, hyper)
         own = policy_part(params, value_function)
-        of_policy = ascent(own, trajectory, weight, bonus, policy, chunk_size, policy_state)
+        of_policy, live = ascent(own, trajectory, weight, bonus, policy, chunk_size, policy_state)
         if value_function is None:
-            ((gradient, log_prob),) = accumulate(of_policy)
+            ((gradient, log_prob),) = accumulate(live, of_policy)
             return gradient, metrics | {"log_prob": log_prob}
         apply = values_of_batch(value_function)
         predict = lambda params, obs, action: apply(params, obs)
-        of_value = regression(params["value"], trajectory, target, predict, chunk_size)
+        of_value, steps = regression(params["value"], trajectory, target, predict, chunk_size)
         if has_memory(policy):  # its samples are rows, the value's are steps
-            uphill = accumulate(of_policy) + accumulate(of_value)
+            uphill = accumulate(live, of_policy) + accumulate(steps, of_value)
         else:
-            uphill = accumulate(of_policy, of_value)
+            uphill = accumulate(steps, of_policy, of_value)
         (gradient, log_prob), value_gradient = uphill
         error = jnp.where(trajectory.mask > 0, value - target, 0)
         metrics |= {"log_prob": log_prob, "value_loss": 0.5 * of_row(error**2)}
@@ -229,7 +224,10 @@ def both_parts(
             metrics["value_loss"] /= live
         return gradient, metrics
 
-    return batching.one_at_a_time(parts)(params, trajectory, hyper, policy_state)
+    def learn(params, trajectory, policy_state=None):
+        return batching.one_at_a_time(parts)(params, trajectory, hyper, policy_state)
+
+    return learn
 
 
 def ascent(
@@ -241,7 +239,7 @@ def ascent(
     chunk_size: int | None,
     policy_state: Any = None,
     scored: Callable[[Distribution], jax.Array] | None = None,
-) -> Term:
+) -> tuple[Term, Live]:
     """Gradient of 1/N sum_i sum_t (weight_it scored_it + bonus_it H(pi(. | s_it))), to be summed.
 
     Along with it 1/N sum_i sum_t log pi(a_it | s_it), which costs little here: a rollout would have
@@ -277,7 +275,7 @@ def ascent(
 
     gradient = lambda samples, valid: jax.grad(objective, has_aux=True)(params, samples, valid)
     like = (params, jnp.zeros((), trajectory.mask.dtype))
-    return Term(gradient, samples, live, like)
+    return Term(gradient, samples, like), live
 
 
 def entropy_bonus(state_weighting: str, trajectory: Trajectory, hyper: Hyper) -> jax.Array | None:
@@ -311,7 +309,8 @@ def check_counts(**counts: int | None) -> None:
 def check_estimator(
     estimator: Estimator, hyper: Hyper, value_function: ValueFunction | None
 ) -> None:
-    """Raises `ValueError` for bad rates, or an estimator that lacks the values it needs."""
+    """Raises `ValueError` for bad names or rates, or an estimator without the values it needs."""
+    estimators.check(estimator)
     estimators.check_hyper(hyper)
     if value_function is None and estimators.needs_value(estimator):
         raise ValueError(

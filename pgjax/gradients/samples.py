@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from pgjax import backends, chunks
+from pgjax.batching import expand
 from pgjax.distributions import Distribution
 from pgjax.policies import Params, Policy
 from pgjax.rollout import STEP_FIELDS, Trajectory
@@ -41,7 +42,6 @@ class Term(NamedTuple):
 
     function: Callable[[Any, jax.Array], Params]  # (samples [B, ...], valid [B]) -> like
     samples: Any
-    live: Live
     like: Params
 
 
@@ -65,8 +65,8 @@ def resolve(chunk_size: int | None) -> int:
     return backends.current().chunk_size if chunk_size is None else chunk_size
 
 
-def accumulate(*terms: Term) -> list[Params]:
-    """Sums of `function(samples [B, ...], valid [B])` over the live samples, the same in all terms.
+def accumulate(live: Live, *terms: Term) -> list[Params]:
+    """Sums of `function(samples [B, ...], valid [B])` over the live samples.
 
     The functions must themselves be sums over samples, to which invalid ones contribute nothing.
     What rounding takes from the total is given back every few chunks (Kahan 1965), so the error
@@ -91,7 +91,6 @@ def accumulate(*terms: Term) -> list[Params]:
         zeros = jnp.zeros_like(flat)
         return jnp.int32(0), zeros, (zeros, zeros)
 
-    live = terms[0].live
     flat, restore = zip(*(ravel_pytree(term.like) for term in terms), strict=True)
     found = chunks.fold_each(
         list(map(adding, terms)), list(map(start, flat)), live.mask, [live.size]
@@ -165,4 +164,4 @@ def flatten(x: jax.Array) -> jax.Array:
 
 def repeat_first(x, mask):
     """Fills dead steps with the row's first, so that their log-probabilities are finite."""
-    return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, x[:, :1])
+    return jnp.where(expand(mask, x), x, x[:, :1])

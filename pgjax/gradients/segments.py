@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from pgjax import checks, estimators, rollout, sharding
+from pgjax import estimators, rollout, sharding
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.policy import both_parts, check_counts, check_estimator, policy_part
+from pgjax.gradients.policy import batch_gradient, check_counts, policy_part
 from pgjax.gradients.samples import READ
 from pgjax.policies import Policy, ValueFunction
 from pgjax.rollout import Rows, Trajectory
@@ -93,11 +93,15 @@ def segment_gradient(
     Source: Mnih et al. 2016, "Asynchronous Methods for Deep Reinforcement Learning"; for the bias,
     Nota & Thomas 2020, "Is the Policy Gradient a Gradient?".
     """
-    check_counts(num_rows=num_rows, horizon=horizon, chunk_size=chunk_size)
+    check_counts(num_rows=num_rows, horizon=horizon)
     sharding.check("num_rows", num_rows, mesh)
+    learn = batch_gradient(policy, estimator, hyper, value_function, chunk_size, mesh=mesh)
     estimators.check_bootstraps(estimator)
-    checks.choice("state_weighting", estimator.state_weighting, ["uniform"])
-    check_estimator(estimator, hyper, value_function)
+    if estimator.state_weighting != "uniform":
+        raise ValueError(
+            f"state_weighting={estimator.state_weighting!r} counts from the start of an episode, "
+            "which is not in the window; choose 'uniform'"
+        )
     estimators.check_rows(estimator, num_rows, "num_rows")
 
     def init(key, params):
@@ -120,17 +124,7 @@ def segment_gradient(
             fields=(*READ, "final_obs"),
             mesh=mesh,
         )
-        gradient, metrics = both_parts(
-            params,
-            trajectory,
-            policy,
-            estimator,
-            hyper,
-            value_function,
-            chunk_size,
-            policy_state=state.rows.policy_state,
-            mesh=mesh,
-        )
+        gradient, metrics = learn(params, trajectory, state.rows.policy_state)
         ends = episode_ends(trajectory, rows)
         under_way, ended = _tally(trajectory.reward, ends, hyper.discount, state)
         metrics |= ended | {

@@ -74,8 +74,10 @@ def make_steps(
       `Steps` of `[N, T]`; values that are not given are zero.
 
     Raises:
-      ValueError: values that the estimator needs, or a field of the trajectory, are missing.
+      ValueError: an unknown name in the estimator, or values that it needs, or a field of the
+        trajectory, are missing.
     """
+    estimators.check(estimator)
     check_fields(trajectory, ("reward", "terminated", "truncated", "mask"))
     if value is None and estimators.needs_value(estimator):
         raise ValueError(f"{'+'.join(estimator[:2])} needs value, [N, T]")
@@ -109,7 +111,7 @@ def regression(
     target: jax.Array,
     predict: Callable[[Params, jax.Array, jax.Array], jax.Array],
     chunk_size: int | None,
-) -> Term:
+) -> tuple[Term, Live]:
     """Gradient of -1/2 1/N sum_i sum_t (prediction_it - target_it)^2 at live steps, to be summed.
 
     Divided by the mean length of a row, it is the gradient of a mean over live steps.
@@ -130,7 +132,7 @@ def regression(
 
     gradient = lambda samples, valid: jax.grad(objective)(params, *samples, valid)
     live = Live(trajectory.mask > 0, resolve(chunk_size))
-    return Term(gradient, jax.tree.map(flatten, samples), live, like=params)
+    return Term(gradient, jax.tree.map(flatten, samples), like=params), live
 
 
 def live_mean(x: jax.Array, mask: jax.Array) -> jax.Array:

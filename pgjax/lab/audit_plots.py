@@ -9,9 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from pgjax.lab import plots
-from pgjax.lab.plots import COLOURS
-
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+from pgjax.lab.audit_data import BOUNDS
+from pgjax.lab.plots import COLOURS, MARKERS
 
 
 def along_training(data: xr.Dataset, output: Path) -> None:
@@ -52,7 +51,7 @@ def _draw(axes: Axes, data: xr.Dataset, name: str) -> None:
     middle = (len(data["estimator"]) - 1) / 2
     for index, estimator in enumerate(data["estimator"].values):
         at = data.sel(estimator=estimator)
-        value, low, high = (at[name].sel(bound=bound).values for bound in ("value", "low", "high"))
+        value, low, high = (at[name].sel(bound=bound).values for bound in BOUNDS)
         verdict = "unbiased" if bool(at["unbiased"]) else "biased"
         axes.errorbar(
             env_steps + apart * (index - middle),
@@ -68,5 +67,4 @@ def _draw(axes: Axes, data: xr.Dataset, name: str) -> None:
     axes.set_xlabel("environment steps of training")
     several = MaxNLocator(5) if len(env_steps) > 1 else FixedLocator(env_steps.tolist())
     axes.xaxis.set_major_locator(several)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    plots.plain(axes)

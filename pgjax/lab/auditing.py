@@ -135,8 +135,8 @@ def carry_out(ready: Plan) -> xr.Dataset:
 
     Screen: a progress bar, a table, and where things are.
     """
-    measured = _measure(ready)
-    data = _dataset(ready, measured)
+    name, reference = _reference(ready)
+    data = _dataset(ready, _measure(ready, reference), name)
     print(audit_data.table(data), flush=True)
     seed, seeds = ready.config.seed, ready.config.seeds
     if seeds > 1:
@@ -151,10 +151,15 @@ def carry_out(ready: Plan) -> xr.Dataset:
 
 def _check(choices: Choices, output: Path) -> None:
     reason = "an audit needs at least two replicates: variance is their spread"
-    checks.at_least("replicates", choices.num_replicates, 2, reason)
-    if choices.reference_replicates is not None:
-        checks.at_least("reference_replicates", choices.reference_replicates, 2, reason)
-    for argument in ("num_episodes", "num_replicates", "chunk_size", "value_updates"):
+    replicates = {
+        "replicates": choices.num_replicates,
+        "reference_replicates": choices.reference_replicates,
+    }
+    for argument, number in replicates.items():
+        if number is not None:
+            checks.at_least(argument, number, 2, reason)
+            configs.count(argument, number)
+    for argument in ("num_episodes", "chunk_size", "value_updates"):
         configs.count(argument, getattr(choices, argument))
     configs.count("seed", choices.seed, least=0)
     if not choices.estimators:
@@ -293,12 +298,11 @@ def _reference(ready: Plan) -> tuple[str, Callable[..., Any]]:
     return f"{'+'.join(estimator)}, {size} independent replicates", run
 
 
-def _measure(ready: Plan) -> list[dict[str, Audit]]:
+def _measure(ready: Plan, reference: Any) -> list[dict[str, Audit]]:
     """The audits of each point, by estimator."""
     choices = ready.choices
     fit_key, reference_key, key = jax.random.split(jax.random.key(choices.seed), 3)
     fit = jax.jit(_fit(ready))
-    _, reference = _reference(ready)
     auditors = {
         name: audit.auditor(
             gradient_fn, num_replicates=choices.num_replicates, chunk_size=choices.chunk_size
@@ -322,7 +326,7 @@ def _measure(ready: Plan) -> list[dict[str, Audit]]:
     return measured
 
 
-def _dataset(ready: Plan, measured: list[dict[str, Audit]]) -> xr.Dataset:
+def _dataset(ready: Plan, measured: list[dict[str, Audit]], reference: str) -> xr.Dataset:
     choices = {
         name: value
         for name, value in dataclasses.asdict(ready.choices).items()
@@ -333,7 +337,7 @@ def _dataset(ready: Plan, measured: list[dict[str, Audit]]) -> xr.Dataset:
         "command": " ".join(sys.argv),
         "env": ready.config.env,
         "config": configs.dump(ready.config),
-        "reference": _reference(ready)[0],
+        "reference": reference,
         "estimators": ",".join(ready.choices.estimators),
     }
     verdicts = {

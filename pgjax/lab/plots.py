@@ -13,6 +13,7 @@ from pgjax.lab import directory, records, statistics
 # Okabe and Ito's palette, told apart by the colour-blind, and by lightness in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 STYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 POINTS = 256
 
 
@@ -35,10 +36,15 @@ def learning_curves(metrics: Mapping[str, Path], output: Path) -> None:
         _draw(axes, label, curve["env_steps"], curve["return"], index)
     axes.set_xlabel("environment steps of one seed")
     axes.set_ylabel("return of an episode")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     axes.legend(frameon=False, fontsize="small")
     save(figure, output)
+
+
+def plain(axes: Axes) -> None:
+    """A grid, and no frame."""
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def check_output(output: Path) -> None:

@@ -112,7 +112,10 @@ REFUSED = {
     ),
     "no episode": (moments(num_episodes=0), "num_episodes=0"),
     "no step": (moments(horizon=0), "horizon=0"),
-    "entropy": (moments(hyper=Hyper(0.9, entropy_cost=0.1)), "entropy_cost must be 0"),
+    "entropy": (
+        moments(hyper=Hyper(0.9, entropy_cost=0.1)),
+        "0: exact moments are those",
+    ),
     "lambda": (moments(hyper=Hyper(0.9, lambda_=2.0)), "lambda=2.0"),
     "moments' discount": (moments(hyper=Hyper(1.5)), "discount=1.5"),
     "many batches": (

@@ -39,6 +39,8 @@ def refuse(capsys, argv):
 BAD = {
     "--replicates 1": "an audit needs at least two replicates",
     "--replicates 0": "replicates=0",
+    "--replicates 3000000000": "error: replicates=3000000000 must be at most",
+    "--reference-replicates 3000000000": "reference_replicates=3000000000 must be at most",
     "--reference-replicates 1": "reference_replicates=1",
     "--num-episodes 1": "num_episodes=1 must be a whole number >= 2",
     "--num-episodes 0": "num_episodes=0",

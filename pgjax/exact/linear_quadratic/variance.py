@@ -92,8 +92,7 @@ def variance_decomposition(
     mean, covariance = _state_laws(loop, horizon)
     at_step = _at_step(loop, policy, params, baseline, chunk_size)
     inputs = (mean, _root(covariance), state_forms[:-1], action_forms, variances)
-    rate = hyper.discount if state_weighting == "discounted" else 1.0
-    weight = jnp.asarray(rate, mean.dtype) ** jnp.arange(horizon)
+    weight = estimators.time_weights(state_weighting, hyper, horizon)
     return _pooled(weight / jnp.sum(weight), jax.lax.map(lambda step: at_step(*step), inputs))
 
 

@@ -73,14 +73,14 @@ def carry_out(
     config, identity = runs[0], name(runs)
     # A program has one width, so the last run stands in for those that are missing.
     filled = [*runs, *[runs[-1]] * (program.width - len(runs))]
-    inputs = jax.device_put(experiment.inputs(filled), program.sharding)
+    inputs = jax.device_put(experiment.inputs(filled), program.placed.sharding)
     where.mkdir(parents=True, exist_ok=True)
     progress = _begin(program, inputs, where, identity)
     before = progress.update
     sizes = () if stopped() else advance.sizes(config, before)
     begun = saved = time.perf_counter()
     hold = lambda: stopped() or time.perf_counter() - saved >= save_every
-    calls = advance.calls(program.experiment, inputs, progress, sizes, hold)
+    calls = advance.calls(program.placed.experiment, inputs, progress, sizes, hold)
     with records.Records(where / METRICS) as metrics:
         for progress, found in calls:
             found = {key: values[: len(runs)] for key, values in found.items()}
@@ -148,7 +148,7 @@ def _begin(program: Program, inputs: Any, where: Path, identity: str) -> Progres
 
     Records of what comes after it are dropped.
     """
-    template = jax.eval_shape(program.over_runs.init, inputs)
+    template = jax.eval_shape(program.placed.over_runs.init, inputs)
     try:
         restored = checkpoints.restore(where / CHECKPOINTS, template, identity)
         if restored is not None:
@@ -157,7 +157,7 @@ def _begin(program: Program, inputs: Any, where: Path, identity: str) -> Progres
         pass
     shutil.rmtree(where / CHECKPOINTS, ignore_errors=True)
     (where / METRICS).unlink(missing_ok=True)
-    return advance.begin(program.experiment, inputs)
+    return advance.begin(program.placed.experiment, inputs)
 
 
 def _restored(program: Program, where: Path, update: int, state: Any) -> Progress:
@@ -173,7 +173,7 @@ def _restored(program: Program, where: Path, update: int, state: Any) -> Progres
     counts = (np.array(rows[-1][key], np.int64) for key in ("env_steps", "skipped"))
     missing = program.width - len(rows[-1]["env_steps"])
     env_steps, skipped = (np.pad(count, (0, missing), mode="edge") for count in counts)
-    return Progress(update, jax.device_put(state, program.sharding), env_steps, skipped)
+    return Progress(update, jax.device_put(state, program.placed.sharding), env_steps, skipped)
 
 
 def _rows(found: dict[str, np.ndarray], update: int, seconds: float) -> list[dict[str, Any]]:
@@ -192,7 +192,7 @@ def final(
     """Fresh episodes of the final policies, and whether they diverged, `[R]` each."""
     params = progress.state.params
     # Called just as it was compiled, or it would be compiled once more.
-    found = program.experiment.evaluate(
+    found = program.placed.experiment.evaluate(
         inputs, params, num_episodes=config.evaluation_episodes, draw=0, greedy=False
     )
     means = {

@@ -13,6 +13,7 @@ from scipy.stats import qmc
 
 from pgjax import checks
 from pgjax.lab import config as configs
+from pgjax.lab import experiment
 from pgjax.lab.config import ENV_PARAMS, Config
 from pgjax.lab.sweep import axes
 from pgjax.lab.sweep.axes import Axis, Range
@@ -128,9 +129,7 @@ def runs_of(sweep: Sweep, values: Values) -> list[Config]:
     fields = {key: x for key, x in values.items() if not key.startswith(ENV_PARAMS)}
     theirs = {key.removeprefix(ENV_PARAMS): values[key] for key in values if key not in fields}
     env_params = sweep.base.env_params | theirs
-    config = dataclasses.replace(sweep.base, **fields, env_params=env_params, seeds=1)
-    seeds = range(sweep.base.seed, sweep.base.seed + sweep.base.seeds)
-    return [dataclasses.replace(config, seed=seed) for seed in seeds]
+    return experiment.each_seed(dataclasses.replace(sweep.base, **fields, env_params=env_params))
 
 
 def describe(values: Values) -> str:

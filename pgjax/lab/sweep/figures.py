@@ -144,7 +144,7 @@ def improvement(ranking: Ranking, compared: Sequence[Comparison]) -> Figure | No
     best = textwrap.fill("best: " + words.named(ranking, ranking.best), 72)
     title = "\n".join(filter(None, (ranking.name, best, marks)))
     axes.set_title(title, fontsize="small")
-    panels.plain(axes)
+    plots.plain(axes)
     return figure
 
 

@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pgjax.lab import statistics
-from pgjax.lab.audit_plots import MARKERS
-from pgjax.lab.plots import COLOURS, STYLES
+from pgjax.lab.plots import COLOURS, MARKERS, STYLES, plain
 from pgjax.lab.statistics import Summary
 from pgjax.lab.sweep import words
 from pgjax.lab.sweep.scores import Ranking
@@ -59,12 +58,6 @@ def finish(
 def centre(ranking: Ranking) -> str:
     """What seeds are summarised by: the IQM, or the mean where they are few."""
     return statistics.centre_name(ranking.data.sizes["seed"])
-
-
-def plain(axes: Axes) -> None:
-    """A grid, and no frame."""
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def band(

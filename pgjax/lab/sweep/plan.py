@@ -61,7 +61,7 @@ class Plan(NamedTuple):
             for start in range(0, len(runs), program.width):
                 part = runs[start : start + program.width]
                 block = parallel.block(group.config) or 1
-                chunks.append(Chunk(index, dealt(part, block, len(program.devices))))
+                chunks.append(Chunk(index, dealt(part, block, len(program.placed.devices))))
         return chunks
 
 

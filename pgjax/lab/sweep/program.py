@@ -7,31 +7,18 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import NamedSharding
 
 from pgjax.lab import experiment, machine, parallel
 from pgjax.lab.config import ENV_PARAMS, Config
-from pgjax.lab.experiment import Experiment
 from pgjax.lab.parallel import Placed
 
 
 class Program(NamedTuple):
     """Runs side by side: `width` of them, shared out over devices that all have one program."""
 
-    over_runs: Experiment  # what each device runs
-    devices: tuple[Any, ...]
+    placed: Placed
     width: int
     memory: int  # bytes, over all devices, while it runs
-
-    @property
-    def experiment(self) -> Experiment:
-        """Of all the runs, on arrays that lie on the devices as `sharding` says."""
-        return parallel.over_devices(self.over_runs, self.devices)
-
-    @property
-    def sharding(self) -> NamedSharding:
-        """How arrays lie on the devices."""
-        return parallel.sharding(self.devices)
 
 
 def key(config: Config) -> Hashable:
@@ -70,15 +57,16 @@ def fit(
     """
     devices = tuple(devices[: min(num_runs, at_once or num_runs)])
     over = parallel.over_runs(experiment.build(config), parallel.block(config))
+    placed = Placed(over, devices)
     # Unless fewer are asked for, there may be more places than runs, as many on every device.
     most = at_once if at_once and at_once < num_runs else _rounded_up(num_runs, len(devices))
     width = _even(num_runs, most, len(devices))
     one = experiment.inputs([config])
     while True:
         blank = jax.tree.map(partial(_like, width), one)
-        memory = parallel.memory(Placed(over, devices), blank, config)
+        memory = parallel.memory(placed, blank, config)
         if memory <= memory_limit:
-            return Program(over, devices, width, memory)
+            return Program(placed, width, memory)
         if width == len(devices):
             raise ValueError(
                 f"memory_limit={machine.in_words(memory_limit)} is too little: {width} "

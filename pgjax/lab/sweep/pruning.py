@@ -96,9 +96,9 @@ class Pool:
             own = slice(number * self._seeds, (number + 1) * self._seeds)
             self._runs[own] = design.runs_of(plan.sweep, plan.configurations[index])
             fresh[own] = True
-        sharding = self._program.sharding
+        sharding = self._program.placed.sharding
         self._inputs = jax.device_put(experiment.inputs(self._runs), sharding)
-        begun = advance.begin(self._program.experiment, self._inputs)
+        begun = advance.begin(self._program.placed.experiment, self._inputs)
         if self._progress is not None:
             begun = _chosen(fresh, begun, self._progress)
         self._progress = begun._replace(state=jax.device_put(begun.state, sharding))
@@ -108,7 +108,7 @@ class Pool:
         assert self._progress is not None
         size = next(advance.sizes(self._config))
         self._progress, found = advance.call(
-            self._program.experiment, self._inputs, self._progress, size
+            self._program.placed.experiment, self._inputs, self._progress, size
         )
         taken = []
         for number, place in enumerate(self.places):

@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from pgjax.lab.audit_plots import MARKERS
-from pgjax.lab.plots import COLOURS
+from pgjax.lab.plots import COLOURS, MARKERS
 from pgjax.lab.statistics import Summary
 from pgjax.lab.sweep import panels, scores, words
 from pgjax.lab.sweep.scores import Level, Ranking

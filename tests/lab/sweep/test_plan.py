@@ -149,7 +149,7 @@ def test_programs_are_as_wide_as_memory_and_devices_allow(sweep):
         shared = [object()] * devices
         made = plan.make(sweep, devices=shared, memory_limit=int(limit * 10**6))
         assert made.programs[0].width == width
-    assert len(plan.make(sweep, devices=shared, at_once=1).programs[0].devices) == 1
+    assert len(plan.make(sweep, devices=shared, at_once=1).programs[0].placed.devices) == 1
     with pytest.raises(ValueError, match="memory_limit=1 MB is too little: 2 runs at once"):
         plan.make(sweep, devices=shared, memory_limit=10**6)
 
