@@ -78,7 +78,8 @@ def standardised(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     count = jnp.maximum(jnp.sum(mask), 1)
     centred = x - jnp.sum(mask * x) / count
     std = jnp.sqrt(jnp.sum(mask * centred**2) / count)
-    flat = std <= 1e-6 * jnp.sqrt(jnp.sum(mask * x**2) / count)  # never of NaN, which stays
+    rounding = 8 * jnp.finfo(centred.dtype).eps
+    flat = std <= rounding * jnp.sqrt(jnp.sum(mask * x**2) / count)  # never of NaN, which stays
     return jnp.where(flat, 0, centred / jnp.where(flat, 1, std))
 
 

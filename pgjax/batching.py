@@ -48,20 +48,26 @@ def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(*args):
         arrays, restore = split(args, jax.Array)
-        make = jax.make_jaxpr(lambda *arrays: function(*restore(arrays)), return_shape=True)
-        program, like = make(*arrays)
-        # What `function` closes over may be vmapped too, and is an argument then.
-        closed_over, refill = split(program.consts, Tracer)
-
-        def run(*arrays):
-            consts = refill(arrays[: len(closed_over)])
-            whole = ClosedJaxpr(program.jaxpr, consts)
-            out = jaxpr_as_fun(whole)(*arrays[len(closed_over) :])
-            return jax.tree.unflatten(jax.tree.structure(like), out)
-
-        return _in_turn(run)(*closed_over, *arrays)
+        run, closed_over = _opened(lambda *arrays: function(*restore(arrays)), arrays)
+        return _in_turn(run)(closed_over, *arrays)
 
     return call
+
+
+def _opened(function: Callable[..., Any], args: Any) -> tuple[Callable[..., Any], list[Any]]:
+    """`(closed_over, *args) -> function(*args)`, and what it closes over that may be vmapped too.
+
+    Rules for vmap know of arguments only.
+    """
+    program, like = jax.make_jaxpr(function, return_shape=True)(*args)
+    closed_over, refill = split(program.consts, Tracer)
+
+    def run(closed_over, *args):
+        whole = ClosedJaxpr(program.jaxpr, refill(closed_over))
+        out = jaxpr_as_fun(whole)(*jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(like), out)
+
+    return run, closed_over
 
 
 def split(tree: Any, kind: Any) -> tuple[list[Any], Callable[[Any], Any]]:
@@ -83,16 +89,15 @@ def _in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
     apply = jax.custom_batching.custom_vmap(function)
 
     @apply.def_vmap
-    def _(axis_size, in_batched, *arrays):
+    def _(axis_size, in_batched, *args):
         if not backends.current().in_turn:
-            axes = [0 if batched else None for batched in in_batched]
-            out = jax.vmap(function, axes, axis_size=axis_size)(*arrays)
+            out = jax.vmap(function, _axes(in_batched), axis_size=axis_size)(*args)
             return out, jax.tree.map(lambda _: True, out)
 
         def one(index):
             own = lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
-            pairs = zip(arrays, in_batched, strict=True)
-            return apply(*(own(x) if batched else x for x, batched in pairs))
+            choose = lambda x, batched: own(x) if batched else x
+            return apply(*jax.tree.map(choose, args, tuple(in_batched)))
 
         def store(index, out):
             put = lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, index, 0)
@@ -130,8 +135,7 @@ def together(function: Callable[..., Any]) -> Callable[..., Any]:
         @apply.def_vmap
         def _(axis_size, in_batched, whole, rows):
             if axis_size == 0 or any(jax.tree.leaves(in_batched[0])):
-                axes = jax.tree.map(lambda batched: 0 if batched else None, tuple(in_batched))
-                out = jax.vmap(run, axes, axis_size=axis_size)(whole, rows)
+                out = jax.vmap(run, _axes(in_batched), axis_size=axis_size)(whole, rows)
             else:
                 rows = jax.tree.map(_flat(axis_size), rows, in_batched[1])
                 out = jax.tree.map(_cut(axis_size), call(whole, rows))
@@ -143,6 +147,11 @@ def together(function: Callable[..., Any]) -> Callable[..., Any]:
         return played(whole, rows)
 
     return call
+
+
+def _axes(in_batched):
+    """For `jax.vmap`, of what a rule for vmap is told."""
+    return jax.tree.map(lambda batched: 0 if batched else None, tuple(in_batched))
 
 
 def _flat(axis_size):
@@ -164,10 +173,17 @@ def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
     """`(condition, otherwise, *args) -> function(*args)` where a condition holds, else `otherwise`.
 
     For work that few of many vmapped calls need: on a CPU only those do it, some at a time;
-    elsewhere all do it side by side, and the results are selected. What `function` closes over must
-    not be vmapped.
+    elsewhere all do it side by side, and the results are selected.
     """
 
+    def call(condition, otherwise, *args):
+        run, closed_over = _opened(function, args)
+        return _seldom(run)(condition, otherwise, (closed_over, *args))
+
+    return call
+
+
+def _seldom(function: Callable[..., Any]) -> Callable[..., Any]:
     @jax.custom_batching.custom_vmap
     def apply(condition, otherwise, args):
         return choose(condition, function(*args), otherwise)
@@ -175,7 +191,7 @@ def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
     @apply.def_vmap
     def _(axis_size, in_batched, condition, otherwise, args):
         batched, old_batched, args_batched = in_batched
-        fill = lambda x, has: x if has else jnp.broadcast_to(x, (axis_size, *x.shape))
+        fill = lambda x, has: x if has else jnp.broadcast_to(x, (axis_size, *jnp.shape(x)))
         otherwise = jax.tree.map(fill, otherwise, old_batched)
         args = jax.tree.map(lambda x, has: x if has else jnp.expand_dims(x, 0), args, args_batched)
         out = many(fill(condition, batched), otherwise, args)
@@ -219,7 +235,7 @@ def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
         out = jax.tree.map(_cut(axis_size), out)
         return out, jax.tree.map(lambda _: True, out)
 
-    return lambda condition, otherwise, *args: apply(condition, otherwise, args)
+    return apply
 
 
 def true_first(mask: jax.Array, more: int) -> tuple[jax.Array, jax.Array]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from gymnax.environments import spaces
 from jax.core import Tracer
 from jax.sharding import Mesh
 
@@ -157,9 +158,21 @@ def start(key: jax.Array, env: Any, env_params: Any, policy: Policy, *, num_rows
         obs, state = env.reset_env(key, env_params)
         return state, obs, policy.initial_state(), jnp.int32(0)
 
-    rows = Rows(*jax.vmap(begin)(jax.random.split(key, num_rows)), time=jnp.int32(0))
-    # Weak types would become strong in the first window, and the second would compile anew.
-    return jax.tree.map(lambda x: x.astype(x.dtype), rows)
+    def stepped(key):
+        state, *_ = begin(key)
+        space = env.action_space(env_params)
+        action = space.sample(key)
+        if isinstance(space, spaces.Box):
+            action = action.astype(jnp.result_type(float))
+        obs, state, *_ = env.step_env(key, state, action, env_params)
+        return state, obs
+
+    state, obs, *others = jax.vmap(begin)(jax.random.split(key, num_rows))
+    # A first window that left them in other or stronger types would have the second compile anew.
+    strong = lambda x, like: x.astype(like.dtype)
+    state, obs = jax.tree.map(strong, (state, obs), jax.eval_shape(stepped, key))
+    policy_state, elapsed = jax.tree.map(strong, others, others)
+    return Rows(state, obs, policy_state, elapsed, time=jnp.int32(0))
 
 
 def segments(
@@ -206,11 +219,10 @@ def segments(
     sharding.check("num_rows", len(carry.elapsed), mesh)
 
     learned, refill = batching.split(params, Tracer)
-    traced, restore = batching.split(env_params, Tracer)
 
     @batching.seldom
-    def begin_if(key, traced):
-        obs, state = env.reset_env(key, restore(traced))
+    def begin_if(key):
+        obs, state = env.reset_env(key, env_params)
         return state, obs, policy.initial_state()
 
     advance = advancing(env, env_params)
@@ -232,7 +244,7 @@ def segments(
         record = record._replace(truncated=record.truncated | window_ends)
         record = record._replace(**dict.fromkeys(dropped))
         following = next_state, next_obs, policy_state
-        state, obs, policy_state = begin_if(ends, following, reset_key, traced)
+        state, obs, policy_state = begin_if(ends, following, reset_key)
         return (state, obs, policy_state, jnp.where(ends, 0, elapsed + 1)), record
 
     def play(whole, keys, *rows):

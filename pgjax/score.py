@@ -109,6 +109,7 @@ def score_function_gradient(
 
         def loss(params):
             value = jax.vmap(objective, (None, 0))(params, x)
+            value = value.astype(jnp.result_type(value, 0.0))  # of indicators and counts too
             log_probs = jax.vmap(log_prob, (None, 0))(params, x)
             return surrogate(log_probs, relative(value)) + jnp.mean(value), value
 
@@ -124,7 +125,7 @@ def _relative(
     """Objectives `[N]` less their baseline."""
     if baseline is None:
         return lambda x: x
-    if not isinstance(baseline, str):
+    if callable(baseline):
         return lambda x: x - baseline(x)
     checks.choice("baseline", baseline, baselines.BATCH)
     if baseline in baselines.COUPLED:

@@ -72,7 +72,7 @@ def step(
 
     Returns:
       The next state, and the gradient's metrics with `gradient_norm`, `param_norm` (after the
-      step) and `finite` (bool).
+      step) and `finite` (bool); the norms are constants to `jax.grad`.
 
     Raises:
       ValueError: a state made without the gradient, of a gradient that carries something.
@@ -92,7 +92,8 @@ def step(
         (params, opt_state, gradient_state),
         (state.params, state.opt_state, state.gradient_state),
     )
-    norm = batching.one_at_a_time(lambda tree: jnp.linalg.norm(_flat(tree)))
+    of_tree = batching.one_at_a_time(lambda tree: jnp.linalg.norm(_flat(tree)))
+    norm = lambda tree: of_tree(jax.lax.stop_gradient(tree))
     metrics = metrics | {
         "gradient_norm": norm(gradient),
         "param_norm": norm(params),

@@ -12,6 +12,7 @@ from pgjax.audit.bias import UNDECIDED
 from pgjax.audit.moments import moments, squared_length
 from pgjax.environments.short_corridor import short_corridor
 from pgjax.estimators import Hyper
+from pgjax.score import StatefulGradientFn
 
 KEY = jax.random.key(0)
 MIXING = np.random.default_rng(0).normal(size=(6, 6)) / np.sqrt(6)
@@ -663,3 +664,11 @@ def test_bias_test_of_many_parameters_has_its_level_and_power():
         found += audit.summarise(params, blocks, shifted).bias_test.p_value < 0.05
     assert alarms / 300 < 0.05 + 3.5 * np.sqrt(0.05 * 0.95 / 300)
     assert found / 300 > 0.95
+
+
+def test_what_is_no_gradient_function_is_refused():
+    stateful = StatefulGradientFn(lambda key, params: (), lambda key, params, state: (params,) * 3)
+    bare = lambda key, params: gaussian(key, params)[0]
+    for gradient_fn, message in ((stateful, "carries a state"), (bare, "metrics may be")):
+        with pytest.raises(ValueError, match=message):
+            audit.audit(KEY, PARAMS, gradient_fn, num_replicates=10, chunk_size=5)

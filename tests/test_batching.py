@@ -163,6 +163,19 @@ def test_seldom_needed_work_is_done_where_it_is_needed():
     assert one["sum"] == 3 and one["index"] == 2
 
 
+@pytest.mark.parametrize("seldom", [2, None])
+def test_seldom_needed_work_may_close_over_what_is_vmapped(seldom, laid_out):
+    laid_out(backends.CPU._replace(seldom=seldom))
+
+    def run(scale, needed, x):
+        apply = batching.seldom(lambda x: scale * x)
+        return jax.vmap(lambda needed, x: apply(needed, -1.0, x))(needed, x)
+
+    scale, x = jnp.array([1.0, 2.0, 3.0]), jnp.arange(15.0).reshape(3, 5)
+    found = jax.jit(jax.vmap(run))(scale, x % 2 == 0, x)
+    np.testing.assert_array_equal(found, np.where(x % 2 == 0, scale[:, None] * x, -1))
+
+
 def test_seldom_needed_work_may_be_vmapped_twice():
     apply = batching.seldom(lambda x: x + 1)
     needed, x = jax.random.bernoulli(jax.random.key(0), 0.3, (3, 100)), jnp.ones((3, 100))

@@ -222,4 +222,24 @@ def test_discrete_actions_pass():
     distribution = distributions.categorical(jnp.zeros(3))
     assert environments.to_action(space, distribution, jnp.int32(2)) == 2
     with jax.enable_x64(True):
-        assert environments.to_action(space, distribution, jnp.int32(2)).dtype == jnp.int64
+        for dtype in (jnp.int32, jnp.int64):
+            space = spaces.Discrete(3, dtype=dtype)
+            assert environments.to_action(space, distribution, jnp.int32(2)).dtype == dtype
+
+
+@pytest.mark.parametrize("name", ["DiscountingChain-bsuite", "Catch-bsuite", "FourRooms-misc"])
+def test_discrete_actions_are_taken_in_double_precision_too(name):
+    """Some environments select between an action and their own integers, of one dtype or other."""
+    with jax.enable_x64(True):
+        env, env_params = environments.make(name)
+        obs, state = env.reset_env(jax.random.key(0), env_params)
+        space = env.action_space(env_params)
+        distribution = distributions.categorical(jnp.zeros(space.n))
+        action = environments.to_action(space, distribution, jnp.int32(1))
+        jax.eval_shape(env.step_env, jax.random.key(0), state, action, env_params)
+
+
+def test_actions_that_an_environment_lacks_are_refused():
+    distribution = distributions.categorical(jnp.zeros((7, 5)))
+    with pytest.raises(ValueError, match="chooses from 5 actions; the environment has 3"):
+        environments.to_action(spaces.Discrete(3), distribution, jnp.zeros(7, jnp.int32))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from pgjax import environments, estimators, exact, policies
+from pgjax import baselines, environments, estimators, exact, policies
 from pgjax.distributions import categorical
 from pgjax.estimators import (
     FORMS,
@@ -669,6 +669,14 @@ def test_values_fitted_on_the_batch_are_no_baseline():
 def test_an_entropy_bonus_is_called_biased():
     hyper = estimators.Hyper(1.0, entropy_cost=0.1)
     assert not estimators.is_unbiased(estimators.estimator(), hyper)[0]
+
+
+def test_standardised_weights_are_the_same_wherever_the_rewards_lie():
+    x = jnp.array([1.0, 2.0, 4.0])
+    expected = (x - jnp.mean(x)) / jnp.std(x)
+    for shift in (0, 1e5, 1e9):
+        np.testing.assert_allclose(baselines.standardised(x + shift), expected, atol=1e-5)
+    np.testing.assert_array_equal(baselines.standardised(jnp.full(3, 1e9 + 0.1)), 0)
 
 
 def test_standardised_weights_are_the_same_at_any_scale_of_the_rewards():

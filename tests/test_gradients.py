@@ -404,6 +404,57 @@ def test_second_call_does_not_compile_again():
         assert count() > 0  # the counter does count
 
 
+def constructors():
+    """Every gradient with a value function, of the random walk."""
+    env, env_params = walk(), walk().default_params
+    policy, value = policies.tabular(5, 2), policies.tabular_value(5)
+    common, batch = (env, env_params, policy), {"num_episodes": 4, "horizon": 4}
+    window = {"num_rows": 4, "horizon": 4, "value_function": value}
+    chosen, hyper = estimator("gae", "value", "uniform"), Hyper(0.9)
+    action_value = policies.tabular_value(5, num_actions=2)
+    return {
+        "policy": gradients.policy_gradient(*common, chosen, hyper, **batch, value_function=value),
+        "natural": gradients.natural_gradient(
+            *common, chosen, hyper, **batch, value_function=value, damping=0.1
+        ),
+        "segment": gradients.segment_gradient(*common, chosen, hyper, **window),
+        "average reward": gradients.average_reward_gradient(
+            *common, chosen, Hyper(1.0), **window, renewal=True
+        ),
+        "all action": gradients.all_action_gradient(
+            *common, hyper, **batch, action_value_function=action_value
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["policy", "natural", "segment", "average reward", "all action"])
+def test_a_gradient_has_the_types_of_its_params_and_moments_can_be_kept(name):
+    with jax.enable_x64(True):
+        gradient_fn, optimizer = constructors()[name], optax.adam(0.1)
+        value = jnp.zeros((5, 2) if name == "all action" else 5, jnp.float32)
+        params = {"policy": jnp.zeros((5, 2), jnp.float32), "value": value}
+        state = train.init(KEY, params, optimizer, gradient_fn)
+        state, _ = train.train(KEY, state, gradient_fn, optimizer, num_steps=2)
+        assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {"float32"}
+        assert all(np.any(x != 0) for x in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, bool, jnp.int32])
+def test_a_mask_may_be_of_any_type(dtype):
+    """And all else in single precision, as it was saved, where double precision is the default."""
+    with jax.enable_x64(True):
+        env, policy, params = walk(), policies.tabular(5, 2), jnp.asarray(LOGITS)
+        trajectory = roll(env, env.default_params, policy, params, 8, 4)
+        choices = {"policy": policy, "estimator": estimator(), "hyper": Hyper(0.9)}
+        expected = gradients.trajectory_gradient(params, trajectory, **choices)
+        narrow = lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x
+        saved = jax.tree.map(narrow, trajectory)
+        saved = saved._replace(mask=trajectory.mask.astype(dtype))
+        found = gradients.trajectory_gradient(narrow(params), saved, **choices)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+        assert found.dtype == jnp.float32
+
+
 @contextlib.contextmanager
 def _count_compilations():
     """Counts XLA compilations while it is open."""

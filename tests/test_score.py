@@ -173,6 +173,20 @@ def test_a_standardised_gradient_is_the_same_at_any_scale_of_the_objective():
     assert gradient(1.0) == gradient(2.0**30) and abs(gradient(1.0)["loc"]) > 0.1
 
 
+@pytest.mark.parametrize("baseline", ["none", "leave_one_out", lambda x: jnp.full_like(x, 0.5)])
+@pytest.mark.parametrize("dtype", [bool, jnp.int32])
+def test_an_objective_may_be_an_event_or_a_count(dtype, baseline):
+    def gradient(dtype):
+        objective = lambda params, x: (x > 0).astype(dtype)
+        gradient_fn = score.score_function_gradient(
+            sample, log_prob, objective, num_samples=8, baseline=baseline
+        )
+        return gradient_fn(jax.random.key(1), PARAMS)
+
+    jax.tree.map(np.testing.assert_array_equal, gradient(dtype), gradient(jnp.float32))
+    assert abs(gradient(dtype)[0]["loc"]) > 0.1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -180,6 +194,7 @@ def test_a_standardised_gradient_is_the_same_at_any_scale_of_the_objective():
         ({"num_samples": 1}, "num_samples=1"),
         ({"num_samples": 1e3}, r"num_samples=1000.0 must be a whole number \(an int\) >= 1"),
         ({"num_samples": 4, "baseline": "leave_on_out"}, "did you mean 'leave_one_out'"),
+        ({"num_samples": 4, "baseline": 0.5}, "baseline=0.5"),
     ],
 )
 def test_bad_input(arguments, message):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.environments import environment, spaces
 
 from pgjax import distributions, environments, policies, rollout, sharding
 from pgjax.environments import MDP
@@ -387,3 +388,64 @@ def test_what_is_not_traced_stays_as_it_is(mesh):
     found = jax.jit(lambda: run(Concrete(), policy, params))()
     expected = jax.jit(lambda: run(env, table, params[0]))()
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+class Widening(environment.Environment):
+    """A whole number at first, and a fraction after a step."""
+
+    @property
+    def default_params(self):
+        return environment.EnvParams(max_steps_in_episode=3)
+
+    def reset_env(self, key, params):
+        return jnp.int8(0), environment.EnvState(time=jnp.int32(0))
+
+    def step_env(self, key, state, action, params):
+        after = environment.EnvState(time=state.time + 0.5)
+        return after.time.astype(jnp.float32), after, 1.0, after.time > 2, {}
+
+    def is_terminated(self, state, params):
+        return state.time > 2
+
+    def action_space(self, params=None):
+        return spaces.Discrete(2)
+
+
+def test_windows_can_be_scanned_where_a_step_changes_a_dtype():
+    env, policy = Widening(), POLICIES["memoryless"]
+    policy = policies.memoryless(policy.init, lambda params, obs: distributions.categorical(params))
+    env_params, params = env.default_params, jnp.zeros(2)
+    rows = rollout.start(KEY, env, env_params, policy, num_rows=2)
+
+    def window(rows, _):
+        trajectory, rows = rollout.segments(KEY, env, env_params, policy, params, rows, horizon=4)
+        return rows, trajectory.obs
+
+    _, obs = jax.lax.scan(window, rows, None, length=2)
+    joined = jnp.moveaxis(obs, 0, 1).reshape(2, 8)
+    np.testing.assert_array_equal(joined, 2 * [[0, 0.5, 1, 1.5, 2, 0, 0.5, 1]])
+
+
+def test_windows_can_be_vmapped_over_what_a_memory_and_an_environment_start_from():
+    """Also where nothing else is vmapped: what is closed over is an argument to JAX's rules."""
+    policy, env_params = POLICIES["memory"], WALK.default_params
+
+    def run(first, start):
+        remembering = policy._replace(initial_state=lambda: first)
+        env = walk()
+        reset = env.reset_env
+        moved = lambda key, env_params: (start, reset(key, env_params)[1].replace(index=start))
+        env.reset_env = moved
+        rows = rollout.start(KEY, env, env_params, remembering, num_rows=NUM_ROWS)
+        window, rows = rollout.segments(
+            KEY, env, env_params, remembering, jnp.asarray(LOGITS), rows, horizon=HORIZON
+        )
+        return window, rows
+
+    first, start = jnp.array([0, 3, 5], jnp.int32), jnp.array([0, 1, 2], jnp.int32)
+    found = jax.jit(jax.vmap(run))(first, start)
+    assert len(np.unique(found[0].obs[:, :, 0])) == 3
+    for index in range(3):
+        expected = jax.jit(run)(first[index], start[index])
+        own = jax.tree.map(lambda x, index=index: x[index], found)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), own, expected)

@@ -147,3 +147,17 @@ def test_second_call_does_not_compile_again():
     for seed in range(3):
         state, _ = step(jax.random.key(seed), state)
     assert len(traced) == step._cache_size() == 1
+
+
+def test_training_on_an_exact_gradient_can_be_differentiated():
+    """With respect to the learning rate, in reverse mode, against forward mode and by hand."""
+
+    def trained(rate):
+        state = train.init(KEY, jnp.float32(1.0), optax.sgd(rate))
+        gradient_fn = lambda key, params: (3 - params, {})
+        state, metrics = train.train(KEY, state, gradient_fn, optax.sgd(rate), num_steps=5)
+        return state.params + 0 * jnp.sum(metrics["gradient_norm"])
+
+    by_hand = 2 * 5 * (1 - 0.1) ** 4  # the distance is 2 (1 - rate)^5
+    np.testing.assert_allclose(jax.jit(jax.grad(trained))(0.1), by_hand, rtol=1e-5)
+    np.testing.assert_allclose(jax.jacfwd(trained)(0.1), by_hand, rtol=1e-5)

@@ -13,7 +13,7 @@ from pgjax.audit.bias import BiasTest
 from pgjax.audit.intervals import Estimate
 from pgjax.audit.moments import Moments, cosine, direction, moments, squared_length
 from pgjax.audit.replicates import Blocks
-from pgjax.score import GradientFn, Params
+from pgjax.score import GradientFn, Params, StatefulGradientFn
 
 
 class Audit(NamedTuple):
@@ -104,8 +104,8 @@ def audit(
       An `Audit`, on the host.
 
     Raises:
-      ValueError: fewer than two replicates, a chunk size below one, a level outside (0, 1), or a
-        reference shaped unlike the gradient.
+      ValueError: fewer than two replicates, a chunk size below one, a level outside (0, 1), a
+        reference shaped unlike the gradient, or a gradient with a state or without metrics.
 
     Source: Kish 1965 for the effective sample size; Efron and Stein 1981 for the jackknife.
     """
@@ -128,6 +128,11 @@ def auditor(
     count_flops: bool = False,
 ) -> Callable[..., Audit]:
     """`(key, params, reference=None) -> Audit`, compiled once for many params; see `audit`."""
+    if isinstance(gradient_fn, StatefulGradientFn):
+        raise ValueError(
+            "gradient_fn carries a state from call to call; an audit takes a GradientFn, whose "
+            "replicates are independent"
+        )
     reason = "an audit needs at least two replicates: variance is their spread"
     checks.at_least("num_replicates", num_replicates, 2, reason)
     checks.at_least("chunk_size", chunk_size, 1)
@@ -137,7 +142,10 @@ def auditor(
     chunk = replicates.chunks(gradient_fn, chunk_size)
 
     def measure(key: jax.Array, params: Params, reference: Any = None) -> Audit:
-        known = _known(reference, jax.eval_shape(gradient_fn, key, params)[0], key)
+        returned = jax.eval_shape(gradient_fn, key, params)
+        if not (isinstance(returned, tuple) and len(returned) == 2):
+            raise ValueError("gradient_fn must return (gradient, metrics); metrics may be {}")
+        known = _known(reference, returned[0], key)
         blocks, seconds, like = stream(key, params)
         if blocks.nonfinite:
             warnings.warn(

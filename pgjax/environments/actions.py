@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from gymnax.environments import spaces
 
-from pgjax.distributions import Distribution
+from pgjax.distributions import Categorical, Distribution
 
 
 def to_action(space: spaces.Space, distribution: Distribution, sample: jax.Array) -> jax.Array:
@@ -14,15 +14,23 @@ def to_action(space: spaces.Space, distribution: Distribution, sample: jax.Array
 
     A distribution of bounded support (tanh-normal, beta) is squashed and stretched over the
     bounds of the action space; any other sample is clipped to them. Discrete actions pass,
-    as JAX's default integers.
+    in the dtype of the space.
 
     Args:
       space: the environment's action space.
       distribution: what was sampled from.
       sample: `[...]`, as `distribution.sample` gave it.
+
+    Raises:
+      ValueError: a categorical over more actions than a discrete space has.
     """
+    if isinstance(space, spaces.Discrete):
+        num = distribution.logits.shape[-1] if isinstance(distribution, Categorical) else 0
+        if num > space.n:
+            raise ValueError(f"policy chooses from {num} actions; the environment has {space.n}")
+        return sample.astype(space.dtype)
     if not isinstance(space, spaces.Box):
-        return sample.astype(int)  # int64 with x64, where gymnax's own integers are int64 too
+        return sample
     action = distribution.squash(sample)
     low, high = distribution.support or (-math.inf, math.inf)
     if math.isfinite(low) and math.isfinite(high):

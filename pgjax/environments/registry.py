@@ -9,6 +9,7 @@ import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from gymnax.environments import spaces
 from gymnax.environments.environment import Environment, EnvParams
 
 from pgjax import checks
@@ -20,6 +21,8 @@ _FACTORIES = {"LinearQuadratic": point_mass, "ShortCorridor": short_corridor}
 
 BINARY = ("Asterix-MinAtar", "Breakout-MinAtar", "Freeway-MinAtar", "SpaceInvaders-MinAtar")
 """gymnax environments whose observations are zeros and ones, as floats."""
+DEFAULT_INTEGERS = ("DiscountingChain-bsuite",)
+"""gymnax environments that want actions as JAX's default integers, not as their space says."""
 
 
 def names() -> list[str]:
@@ -73,6 +76,8 @@ def _construct(name: str, arguments: dict[str, Any]) -> Environment:
         )
         if name in BINARY:
             _show_booleans(env)
+        if name in DEFAULT_INTEGERS:
+            _take_default_integers(env)
         jax.eval_shape(env.reset_env, jax.random.key(0), env.default_params)
         return env
     except OSError as error:
@@ -90,6 +95,12 @@ def _construct(name: str, arguments: dict[str, Any]) -> Environment:
 def _show_booleans(env: Any) -> None:
     get_obs = env.get_obs
     env.get_obs = lambda *args, **kwargs: get_obs(*args, **kwargs).astype(bool)
+
+
+def _take_default_integers(env: Any) -> None:
+    action_space = env.action_space
+    space = lambda params: spaces.Discrete(action_space(params).n, dtype=jnp.result_type(int))
+    env.action_space = space
 
 
 def _check_override(what: str, value: Any, default: Any) -> None:

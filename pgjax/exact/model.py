@@ -71,9 +71,10 @@ def check(mdp: MDP, policy: Policy) -> None:
 
 def check_fit(mdp: MDP, policy: Policy, params: Params) -> None:
     """Refuses a policy over other actions or observations, where its parameters are known."""
-    if checks.is_traced((mdp, params)):
+    probs = _known_probs(mdp, policy, params)
+    if probs is None:
         return
-    probs = _known_probs(mdp, policy, params)[~np.asarray(mdp.terminal, bool)]
+    probs = probs[~np.asarray(mdp.terminal, bool)]
     total = probs.sum(-1)
     wrong = ~(np.abs(total - 1) <= 1e-4)
     if wrong.any():
@@ -142,13 +143,14 @@ def check_horizon(horizon: int | None) -> None:
 def moves(mdp: MDP, policy: Policy, params: Params) -> np.ndarray | None:
     """Whether the policy can move from each state to each other in one step, `[S, S]` bool.
 
-    Every action counts as possible where the parameters are traced; None where the MDP is.
+    Every action counts as possible where its probability is not known; None where the MDP is not.
     """
     if checks.is_traced(mdp):
         return None
     possible = np.asarray(mdp.transition) > 0
-    if not checks.is_traced(params):
-        possible &= (_known_probs(mdp, policy, params) > 0)[..., None]
+    probs = _known_probs(mdp, policy, params)
+    if probs is not None:
+        possible &= (probs > 0)[..., None]
     return np.any(possible, axis=1) & ~np.asarray(mdp.terminal, bool)[:, None]
 
 
@@ -175,10 +177,14 @@ def not_communicating(possible: np.ndarray) -> np.ndarray:
     return ~(leads_to(possible, first) & leads_to(possible.T, first))
 
 
-def _known_probs(mdp, policy, params) -> np.ndarray:
+def _known_probs(mdp, policy, params) -> np.ndarray | None:
+    """pi(a | s), `[S, A]`; None if JAX traces the MDP, the parameters or what the policy holds."""
+    if checks.is_traced((mdp, params)):
+        return None
     # Known arrays stay known even where the program around them is being traced.
     with jax.ensure_compile_time_eval():
-        return np.exp(log_probs(mdp, policy, params))
+        found = log_probs(mdp, policy, params)
+    return None if checks.is_traced(found) else np.exp(found)
 
 
 def _log_probs(policy, params, obs, num_actions):

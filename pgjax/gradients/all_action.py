@@ -119,7 +119,7 @@ def all_action_gradient(
 
         of_value, live = regression(params["value"], trajectory, target, predict, chunk_size)
         length = jnp.maximum(metrics["episode_length"], 1 / num_episodes)
-        value = jax.tree.map(lambda x: x / length, accumulate(live, of_value)[0])
+        value = jax.tree.map(lambda x: (x / length).astype(x.dtype), accumulate(live, of_value)[0])
         taken = jnp.take_along_axis(q, trajectory.action[:, :, None], axis=2)[:, :, 0]
         metrics["value_loss"] = 0.5 * live_mean((taken - target) ** 2, trajectory.mask)
         return {"policy": ascend(own, trajectory, q), "value": value}, metrics

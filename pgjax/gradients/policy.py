@@ -220,7 +220,8 @@ def batch_gradient(
         live = jnp.maximum(metrics.pop("live"), 1 / len(trajectory.mask))
         metrics["entropy"] = -metrics.pop("log_prob") / live
         if value_function is not None:
-            gradient["value"] = jax.tree.map(lambda x: x / live, gradient["value"])
+            mean = lambda x: (x / live).astype(x.dtype)
+            gradient["value"] = jax.tree.map(mean, gradient["value"])
             metrics["value_loss"] /= live
         return gradient, metrics
 
@@ -274,7 +275,7 @@ def ascent(
         return uphill, jnp.sum(counts * log_prob) / num_rows
 
     gradient = lambda samples, valid: jax.grad(objective, has_aux=True)(params, samples, valid)
-    like = (params, jnp.zeros((), trajectory.mask.dtype))
+    like = (params, jnp.zeros(()))
     return Term(gradient, samples, like), live
 
 

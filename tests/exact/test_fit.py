@@ -128,3 +128,27 @@ def test_steps_that_are_not_whole_are_refused(n):
             horizon=3,
             value=np.zeros(3),
         )
+
+
+def test_what_a_policy_closes_over_may_be_traced():
+    """A temperature of the policy's own, rather than among its parameters."""
+    mdp, params = mdp_of(3, 2), jnp.array([[0.3, -0.2], [0.1, 0.4], [0.0, 1.0]])
+
+    def at(temperature):
+        init = lambda key, obs: params
+        apply = lambda params, obs: distributions.categorical(params[obs] / temperature)
+        policy = policies.memoryless(init, apply)
+        value = exact.expected_return(mdp, policy, params, Hyper(0.9), horizon=3)
+        found = exact.exact_moments(
+            mdp, policy, params, estimator("reward_to_go", "none"), Hyper(0.9), horizon=3
+        )
+        return value, found.trace
+
+    temperatures = jnp.array([0.5, 2.0])
+    expected = np.array([at(float(x)) for x in temperatures]).T
+    assert np.all(np.ptp(expected, axis=1) > 1e-4)
+    np.testing.assert_allclose(jax.vmap(at)(temperatures), expected, rtol=1e-5)
+    np.testing.assert_allclose([jax.jit(at)(x) for x in temperatures], expected.T, rtol=1e-5)
+    slope = jax.grad(lambda x: at(x)[0])(2.0)
+    numeric = (at(2.05)[0] - at(1.95)[0]) / 0.1
+    np.testing.assert_allclose(slope, numeric, rtol=1e-2)
