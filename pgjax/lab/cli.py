@@ -299,16 +299,32 @@ def _plot(runs: tyro.conf.Positional[tuple[Path, ...]], /, output: Path | None =
     with refusing():
         if not runs:
             raise ValueError("plot needs the directory of at least one run")
-        if _is_sweep(runs[0]):
+        if all(map(_is_sweep, runs)):
             return _figures(runs, output)
         from pgjax.lab import directory, plots
 
         output = output or Path("learning_curves.png")
-        found = [directory.find(path)[0] for path in runs]
+        found = [directory.find(path)[0] for path in _those_of_runs(runs)]
         labels = _labels([run.path for run in found])
         plots.learning_curves(dict(zip(labels, (x.metrics for x in found), strict=True)), output)
     print(output)
     return 0
+
+
+def _those_of_runs(paths: Sequence[Path]) -> Sequence[Path]:
+    """Of paths such as `runs/*` gives, those of runs; what else there is, is passed over."""
+    from pgjax.lab import directory
+
+    def is_run(path: Path) -> bool:
+        return not path.exists() or directory.Directory(path).config.is_file()
+
+    found = list(filter(is_run, paths))
+    if not found:
+        return paths
+    for path in paths:
+        if path not in found:
+            warnings.warn(f"passed over {path}, which is no run", stacklevel=2)
+    return found
 
 
 def _figures(sweeps: Sequence[Path], output: Path | None) -> int:

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import itertools
 import os
+import shlex
 import shutil
 import time
 import warnings
@@ -65,10 +66,10 @@ def vacant(config: Config) -> None:
       ValueError: names the directory.
     """
     parent = Path(config.directory)
-    if config.name is not None and (parent / config.name).exists():
+    if config.name and (parent / config.name).exists():
         raise ValueError(
             f"run directory {parent / config.name} exists; choose another --name, or continue it "
-            f"with --resume {parent / config.name}"
+            f"with --resume {quoted(parent / config.name)}"
         )
     writable("directory", parent)
 
@@ -104,13 +105,19 @@ def make(config: Config, name: str, files: Mapping[str, str]) -> Path:
       files: name -> text.
 
     Raises:
-      ValueError: the config chose the name, and a directory of that name exists.
+      ValueError: the config chose the name, and a directory of that name exists; or none can be
+        made there.
     """
     parent = Path(config.directory)
     # Named by the process, so that runs that start in the same second do not share it.
     part = parent / f".{name}.{os.getpid()}.part"
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise ValueError(
+            f"directory={str(parent)!r} cannot be written to: {error.strerror}"
+        ) from error
     try:
         for file, text in files.items():
             write(part / file, text)
@@ -121,6 +128,11 @@ def make(config: Config, name: str, files: Mapping[str, str]) -> Path:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     raise ValueError(f"run directory {parent / name} exists")
+
+
+def quoted(path: Path) -> str:
+    """A path as it stands in a command."""
+    return shlex.quote(str(path))
 
 
 def stamp() -> str:

@@ -29,7 +29,8 @@ def evaluate(
 
     Returns:
       Plain numbers: `return` and `episode_length`, each with `per_seed`, `centre` (their
-      interquartile mean; of fewer than four seeds, the mean) and its 95% `interval`.
+      interquartile mean; of fewer than four seeds, the mean) and its 95% `interval`, which
+      one seed does not have (None).
     """
     found = experiment.evaluate(inputs, params, num_episodes=num_episodes, draw=draw, greedy=greedy)
     measures = {name: _summary(np.asarray(x)) for name, x in found.items()}
@@ -56,5 +57,5 @@ def _summary(values: np.ndarray) -> dict[str, Any]:
     return {
         "per_seed": per_seed.tolist(),
         "centre": float(summary.centre),
-        "interval": [float(summary.low), float(summary.high)],
+        "interval": None if len(per_seed) == 1 else [float(summary.low), float(summary.high)],
     }

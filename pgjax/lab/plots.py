@@ -67,13 +67,12 @@ def save(figure: Figure, output: Path) -> None:
         figure.savefig(part, dpi=150)
 
 
-def common_grid(
-    env_steps: np.ndarray, values: np.ndarray, *, to_the_longest: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+def common_grid(env_steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Curves of seeds at the same numbers of environment steps, by linear interpolation.
 
-    Seeds take different numbers of steps an update. The grid spans what all of them reached, or
-    goes on to what any of them reached, where curves that have ended keep their last value.
+    Seeds take different numbers of steps an update. The grid begins where all of them have and goes
+    on to what any of them reached; curves that have ended keep their last value. Cut where the
+    first ends, it would leave out most of what is learnt where good episodes are short.
 
     Args:
       env_steps: `[seeds, updates]`, increasing.
@@ -82,10 +81,7 @@ def common_grid(
     Returns:
       The grid `[points]`, and the values on it `[seeds, points]`.
     """
-    start, end = env_steps[:, 0].max(), env_steps[:, -1].min()
-    if to_the_longest:
-        end = env_steps[:, -1].max()
-    grid = np.linspace(start, max(start, end), POINTS)
+    grid = np.linspace(env_steps[:, 0].max(), env_steps[:, -1].max(), POINTS)
     pairs = zip(env_steps, values, strict=True)
     return grid, np.stack([np.interp(grid, steps, value) for steps, value in pairs])
 
@@ -97,6 +93,7 @@ def _draw(axes: Axes, label: str, env_steps: np.ndarray, values: np.ndarray, ind
     seeds = len(values)
     over = "1 seed" if seeds == 1 else f"{statistics.centre_name(seeds)} of {seeds} seeds"
     style = STYLES[index % len(STYLES)]
-    axes.plot(grid, summary.centre, style, color=colour, label=f"{label} ({over})")
+    marker = "o" if grid[0] == grid[-1] else None  # a line of one point is not seen
+    axes.plot(grid, summary.centre, style, marker=marker, color=colour, label=f"{label} ({over})")
     if seeds > 1:
         axes.fill_between(grid, summary.low, summary.high, color=colour, alpha=0.2, linewidth=0)

@@ -159,7 +159,7 @@ def follow(run: Run) -> int | None:
     if not stop:
         return None
     print(f"stopped after update {progress.update} of {run.config.num_updates}")
-    print(f"continue with: pgjax train --resume {run.directory.path}", flush=True)
+    print(f"continue with: pgjax train --resume {directory.quoted(run.directory.path)}", flush=True)
     return stop
 
 

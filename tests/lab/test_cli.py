@@ -289,6 +289,13 @@ def test_train_and_resume_and_evaluate_and_plot(tiny, capsys, elsewhere):
     assert (elsewhere / "both.png").stat().st_size > 5000
     assert [file.name for file in sorted(elsewhere.iterdir())] == ["both.png", "tiny.yaml"]
 
+    # As `*` gives them, with the figure of the last time.
+    with pytest.warns(UserWarning, match="passed over") as caught:
+        assert cli.main(["plot", "both.png", path, "tiny.yaml", "--output", "both.png"]) == 0
+    assert ["both.png" in str(warning.message) for warning in caught] == [True, False]
+    capsys.readouterr()
+    assert "no run at absent" in refuse(capsys, ["plot", path, "absent"])
+
 
 @pytest.mark.parametrize(
     ("what", "names"),

@@ -43,10 +43,14 @@ def test_the_figure_is_not_blank(tmp_path):
     assert np.sum(np.all(np.abs(image - blue) < 0.02, axis=-1)) > 500
 
 
-def test_one_update_is_enough(tmp_path):
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_one_update_is_enough_to_be_seen(tmp_path, seeds):
     output = tmp_path / "figure.png"
-    plots.learning_curves({"run": write_metrics(tmp_path / "m.jsonl", 2, num_updates=1)}, output)
-    assert output.is_file()
+    metrics = write_metrics(tmp_path / "m.jsonl", seeds, num_updates=1)
+    plots.learning_curves({"run": metrics}, output)
+    image = matplotlib.image.imread(output)[..., :3]
+    blue = np.all(np.abs(image - np.array([0, 0x72, 0xB2]) / 255) < 0.02, axis=-1)
+    assert np.any(blue.sum(axis=0) > 8)  # the legend's line is thin
 
 
 def test_a_format_nobody_knows_is_refused_and_leaves_nothing(tmp_path):
@@ -77,8 +81,8 @@ def test_a_drawing_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [metrics]
 
 
-def test_seeds_meet_on_the_steps_that_all_of_them_reached():
+def test_curves_begin_where_all_seeds_have_and_go_on_to_where_the_last_one_ends():
     env_steps = np.array([[10.0, 20.0, 30.0], [5.0, 20.0, 50.0]])
     grid, values = plots.common_grid(env_steps, 2 * env_steps)
-    assert grid[0] == 10 and grid[-1] == 30
-    np.testing.assert_allclose(values, np.stack([2 * grid, 2 * grid]))
+    assert grid[0] == 10 and grid[-1] == 50
+    np.testing.assert_allclose(values, np.stack([2 * np.minimum(grid, 30), 2 * grid]))

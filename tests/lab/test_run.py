@@ -22,6 +22,7 @@ from pgjax.lab import (
     checkpoints,
     config,
     directory,
+    evaluation,
     experiment,
     parallel,
     records,
@@ -462,3 +463,25 @@ def _long(tmp_path):
 
 def _size(path):
     return path.stat().st_size if path.is_file() else 0
+
+
+def test_a_command_that_is_shown_can_be_pasted(tiny, tmp_path):
+    settings = dataclasses.replace(tiny, directory=str(tmp_path / "my runs"), name="one")
+    (tmp_path / "my runs" / "one").mkdir(parents=True)
+    with pytest.raises(ValueError, match=f"--resume '{tmp_path}/my runs/one'$"):
+        directory.vacant(settings)
+
+
+def test_a_place_where_no_directory_can_be_made_is_refused(tiny, tmp_path, monkeypatch):
+    def refused(path, **_):
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(directory.Path, "mkdir", refused)
+    settings = dataclasses.replace(tiny, directory=str(tmp_path / "there"))
+    with pytest.raises(ValueError, match="directory='.*there' cannot be written to: Operation"):
+        directory.create(settings)
+
+
+def test_one_seed_has_no_interval():
+    assert evaluation._summary(np.ones((1, 5)))["interval"] is None
+    assert evaluation._summary(np.ones((2, 5)))["interval"] == [1, 1]

@@ -172,7 +172,7 @@ def _curves(ranking: Ranking, configuration: int) -> tuple[np.ndarray, np.ndarra
     if not filled:
         return np.zeros(1), np.full((1, 1), np.nan)
     steps, values = (np.stack(part) for part in zip(*filled, strict=True))
-    return plots.common_grid(steps, values, to_the_longest=True)
+    return plots.common_grid(steps, values)
 
 
 def _without_gaps(env_steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ def left(store: Store, kept: Kept, signals: Sequence[int]) -> int | None:
     """Says how to go on with a sweep that was stopped; returns the signal that stopped it."""
     finished = kept.table.final["finished"]
     print(f"stopped with {int(finished.sum()):,} of {finished.size:,} runs finished")
-    print(f"continue with: pgjax sweep --resume {store.path}", flush=True)
+    print(f"continue with: pgjax sweep --resume {directory.quoted(store.path)}", flush=True)
     return signals[0] if signals else None
 
 
@@ -36,17 +36,20 @@ def conclude(store: Store, kept: Kept) -> None:
         seeds = plan.sweep.base.seeds
         config = dataclasses.replace(
             design.runs_of(plan.sweep, values)[0],
-            seed=plan.sweep.base.seed,
+            # Others than those it was chosen on, which flatter it.
+            seed=plan.sweep.base.seed + seeds,
             seeds=seeds,
             name=None,
         )
         directory.write(store.best, configs.dump(config))
         centre = statistics.centre_name(seeds)
+        over = f", {centre} of {words.counted(seeds, 'seed')}"
+        if seeds > 1:
+            over = f" (95% interval {float(summary.low):.4g} to {float(summary.high):.4g}){over}"
         print(
             f"best: {design.describe(values) or 'the one configuration'}: evaluation return "
-            f"{float(summary.centre):.4g} (95% interval {float(summary.low):.4g} to "
-            f"{float(summary.high):.4g}), {centre} of {words.counted(seeds, 'seed')}; "
-            f"chosen on these seeds, so judge it on others{_caveat(plan)}"
+            f"{float(summary.centre):.4g}{over}; chosen on these seeds, so judge it on others, as "
+            f"{store.best.name} does{_caveat(plan)}"
         )
     print(directory.listing(store.path), flush=True)
 

@@ -41,8 +41,9 @@ class Plan(NamedTuple):
     sweep: Sweep
     configurations: list[Values]
     groups: list[Group]
-    programs: list[Program]  # of each group
+    programs: dict[int, Program]  # by group, of those that are not finished
     memory_limit: int
+    finished: Collection[Index] = ()  # runs that had results when it was made
 
     def configs(self, runs: Sequence[Index]) -> list[Config]:
         """The configs of runs."""
@@ -56,7 +57,8 @@ class Plan(NamedTuple):
     def chunks(self, finished: Collection[Index] = ()) -> list[Chunk]:
         """The runs that are not finished, as many at once as their programs are wide."""
         chunks = []
-        for index, (group, program) in enumerate(zip(self.groups, self.programs, strict=True)):
+        for index, program in self.programs.items():
+            group = self.groups[index]
             runs = [run for run in group.runs if run not in finished]
             for start in range(0, len(runs), program.width):
                 part = runs[start : start + program.width]
@@ -83,27 +85,52 @@ def make(
     Raises:
       ValueError: an impossible configuration, with what is wrong, or too little memory.
     """
-    design.validate(sweep)
+    return compiled(outline(sweep, memory_limit=memory_limit), devices=devices, at_once=at_once)
+
+
+def outline(
+    sweep: Sweep,
+    configurations: list[Values] | None = None,
+    *,
+    memory_limit: int | None = None,
+) -> Plan:
+    """A plan without its programs, of given configurations or of those of a design.
+
+    Raises:
+      ValueError: an impossible configuration, with what is wrong.
+    """
     limit = machine.memory() if memory_limit is None else memory_limit
-    _check_results(sweep, design.num_configurations(sweep), limit)
-    configurations = design.lay_out(sweep)
-    return compiled(
-        sweep, configurations, devices=devices, memory_limit=memory_limit, at_once=at_once
-    )
+    if configurations is None:
+        design.validate(sweep)
+        _check_results(sweep, design.num_configurations(sweep), limit)
+        configurations = design.lay_out(sweep)
+    groups = group(sweep, configurations)
+    for found in groups:
+        experiment.build(found.config)  # which refuses, long before all of them are compiled
+    return Plan(sweep, configurations, groups, {}, limit)
 
 
 def compiled(
-    sweep: Sweep,
-    configurations: list[Values],
+    outlined: Plan,
     *,
     devices: Sequence[Any],
-    memory_limit: int | None = None,
     at_once: int | Sequence[int] | None = None,
     num_runs: int | None = None,
+    finished: Collection[Index] = (),
 ) -> Plan:
-    """A plan of given configurations, as by `make`; each program is for `num_runs`, if given."""
-    limit = machine.memory() if memory_limit is None else memory_limit
-    groups = group(sweep, configurations)
+    """A plan with the programs of all groups that are not finished.
+
+    Args:
+      outlined: a plan without programs.
+      devices: as in `make`.
+      at_once: likewise.
+      num_runs: what each program is for; None takes the runs of its group.
+      finished: runs that have results.
+
+    Raises:
+      ValueError: too little memory.
+    """
+    groups = outlined.groups
     if isinstance(at_once, int):
         configs.count("at_once", at_once)
     widths: Sequence[int | None] = [at_once if isinstance(at_once, int) else None] * len(groups)
@@ -111,21 +138,23 @@ def compiled(
     if isinstance(at_once, Sequence) and len(at_once) == len(groups):
         widths = at_once
 
-    def fitted(found: Group, width: int | None) -> Program:
+    def fitted(index: int) -> Program:
         return programs.fit(
-            found.config,
-            num_runs=num_runs or len(found.runs),
+            groups[index].config,
+            num_runs=num_runs or len(groups[index].runs),
             devices=devices,
-            memory_limit=limit,
-            at_once=width,
+            memory_limit=outlined.memory_limit,
+            at_once=widths[index],
         )
 
+    left = [i for i, found in enumerate(groups) if not set(found.runs) <= set(finished)]
     # XLA compiles without holding Python up.
     with ThreadPoolExecutor(machine.cores()) as pool:
-        made = pool.map(fitted, groups, widths)
+        made = pool.map(fitted, left)
         # On a terminal alone: for those who read what is printed, the plan is enough.
-        shown = tqdm(made, "planning", len(groups), unit="group", leave=False, disable=None)
-        return Plan(sweep, configurations, groups, list(shown), limit)
+        shown = tqdm(made, "planning", len(left), unit="group", leave=False, disable=None)
+        by_group = dict(zip(left, shown, strict=True))
+    return outlined._replace(programs=by_group, finished=finished)
 
 
 def dealt(runs: list[Any], block: int, num_devices: int) -> list[Any]:
@@ -153,10 +182,10 @@ class Programs:
     def __init__(self, plan: Plan, *, num_runs: int):
         self.memory_limit = plan.memory_limit
         self._num_runs = num_runs
-        self._at_once = max(program.width for program in plan.programs)
+        self._at_once = max(program.width for program in plan.programs.values())
         self._devices = machine.devices()
-        pairs = zip(plan.groups, plan.programs, strict=True)
-        self._known = {programs.key(found.config): program for found, program in pairs}
+        key = lambda index: programs.key(plan.groups[index].config)
+        self._known = {key(index): program for index, program in plan.programs.items()}
 
     def of(self, config: Config) -> Program:
         """The program of a config, compiled if it is the first of its kind.
@@ -205,16 +234,21 @@ def group(
 
 
 def describe(plan: Plan) -> str:
-    """The plan in words: what is swept, then a line a group."""
-    sweep, chunks = plan.sweep, plan.chunks()
+    """The plan in words: what is swept, then a line a group that is not finished."""
+    sweep, chunks = plan.sweep, plan.chunks(plan.finished)
     num, seeds = design.num_configurations(sweep), sweep.base.seeds
     lines = [
         f"{words.counted(num, 'configuration')} ({_swept(sweep)}) x "
         f"{words.counted(seeds, 'seed')} = {words.counted(num * seeds, 'run')}, in "
         f"{words.counted(len(plan.groups), 'group')} of one program each",
     ]
+    if plan.finished:
+        lines.append(f"{len(plan.finished):,} of {num * seeds:,} runs are finished already")
+    if not plan.programs:
+        return "\n".join(lines)
     rows = [("group", "what it has of its own", "runs", "at once", "chunks", "memory")]
-    for index, (found, program) in enumerate(zip(plan.groups, plan.programs, strict=True)):
+    for index, program in plan.programs.items():
+        found = plan.groups[index]
         rows.append(
             (
                 str(index + 1),

@@ -33,9 +33,10 @@ def check(plan: Plan) -> None:
       ValueError: not all seeds of a trial fit, or trials would end within a compiled call.
     """
     at_once = plan.sweep.base.updates_per_call
-    for group, program in zip(plan.groups, plan.programs, strict=True):
+    for index, program in plan.programs.items():
         _check_width(program, plan.sweep.base.seeds)
-        num, size = group.config.num_updates, next(advance.sizes(group.config))
+        config = plan.groups[index].config
+        num, size = config.num_updates, next(advance.sizes(config))
         if num % size or (at_once > 1 and isinstance(plan.sweep.axes.get("num_updates"), Range)):
             # Trials of one program are at different updates: no call can end early for one.
             raise ValueError(

@@ -57,7 +57,8 @@ def prepare(sweep: Sweep, **limits: Any) -> Plan:
     """
     design.validate(sweep)
     check(sweep)
-    return _plan(sweep, limits)
+    devices = limits.pop("devices", None) or machine.devices()
+    return plans.make(sweep, devices=devices, **limits)
 
 
 def start(plan: Plan) -> Started:
@@ -67,7 +68,7 @@ def start(plan: Plan) -> Started:
       ValueError: a directory of its name exists.
     """
     base = plan.sweep.base
-    widths = json.dumps([program.width for program in plan.programs])
+    widths = json.dumps([program.width for program in plan.programs.values()])
     files = {Store.SWEEP: design.dump(plan.sweep), Store.WIDTHS: widths}
     name = base.name or f"sweep-{base.env}-{directory.stamp()}"
     return Started(Store(directory.make(base, name, files)), plan)
@@ -92,7 +93,14 @@ def resume(path: str | Path, **limits: Any) -> Started:
       ValueError: there is no sweep, or it cannot be read.
     """
     store, sweep, limits = reopen(path, limits)
-    return Started(store, _plan(sweep, limits))
+    outline = plans.outline(sweep, memory_limit=limits.get("memory_limit"))
+    kept = Kept(store, outline)
+    kept.recall()
+    devices = limits.get("devices") or machine.devices()
+    plan = plans.compiled(
+        outline, devices=devices, at_once=limits.get("at_once"), finished=kept.finished()
+    )
+    return Started(store, plan)
 
 
 def reopen(path: str | Path, limits: dict[str, Any]) -> tuple[Store, Sweep, dict[str, Any]]:
@@ -239,10 +247,7 @@ def check(sweep: Sweep) -> None:
         _, other = find(taken)
         if design.identity(other) != design.identity(sweep):
             raise ValueError(f"{taken} holds a different sweep; choose another --name")
-        raise ValueError(f"{taken} holds this sweep already; continue it with --resume {taken}")
+        raise ValueError(
+            f"{taken} holds this sweep already; continue it with --resume {directory.quoted(taken)}"
+        )
     directory.vacant(sweep.base)
-
-
-def _plan(sweep: Sweep, limits: dict[str, Any]) -> Plan:
-    devices = limits.pop("devices", None) or machine.devices()
-    return plans.make(sweep, devices=devices, **limits)

@@ -111,7 +111,7 @@ def _plan(
     """The trials so far as configurations, those that are running in groups."""
     configurations = [trial.values for trial in trials]
     groups = plans.group(sweep, configurations, running)
-    compiled = [programs.of(group.config) for group in groups]
+    compiled = {index: programs.of(group.config) for index, group in enumerate(groups)}
     return Plan(sweep, configurations, groups, compiled, programs.memory_limit)
 
 
@@ -119,11 +119,10 @@ def _laid_out(
     sweep: Sweep, *, memory_limit: int | None = None, at_once: int | Sequence[int] | None = None
 ) -> Plan:
     plans.group(sweep, _corners(sweep, 0.0))  # refuses what cannot be
+    corners = _corners(sweep, 1.0)  # most in memory, longest curves
     plan = plans.compiled(
-        sweep,
-        _corners(sweep, 1.0),  # most in memory, longest curves
+        plans.outline(sweep, corners, memory_limit=memory_limit),
         devices=machine.devices(),
-        memory_limit=memory_limit,
         at_once=at_once,
         num_runs=sweep.batch * sweep.base.seeds,
     )

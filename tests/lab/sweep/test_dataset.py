@@ -161,3 +161,4 @@ def test_a_configuration_that_did_best_is_kept_as_a_config(undisturbed):
     best = config.load(store.best)
     assert best.learning_rate == means["learning_rate"][int(means.values.argmax())]
     assert best.seeds == 2 and best.name is None
+    assert best.seed == found["seed"].values.max() + 1  # not those that it was chosen on

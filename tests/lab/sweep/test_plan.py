@@ -103,8 +103,10 @@ def test_a_configuration_that_cannot_be_is_refused_by_its_values(swept, message)
     ],
     ids=str,
 )
-@pytest.mark.usefixtures("uncompiled")
-def test_a_program_that_cannot_be_is_refused(changed, swept, message):
+def test_a_program_that_cannot_be_is_refused_before_any_is_compiled(
+    changed, swept, message, monkeypatch
+):
+    monkeypatch.setattr(programs, "fit", None)
     with pytest.raises(ValueError, match=message):
         plan.make(changed(swept), devices=jax.local_devices()[:1])
 
@@ -134,6 +136,17 @@ def test_widths_are_shared_out_evenly_over_devices():
                 assert width % devices == 0 and devices <= width <= at_most
                 # A resumed sweep asks for the width that it had.
                 assert programs._even(num_runs, width, devices) == width
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_programs_of_finished_groups_are_not_compiled(changed):
+    outlined = plan.outline(changed({"form": ("reward_to_go", "total_return")}))
+    finished = {(0, 0), (0, 1), (1, 0)}
+    made = plan.compiled(outlined, devices=jax.local_devices()[:1], finished=finished)
+    assert list(made.programs) == [1]
+    assert [chunk.runs for chunk in made.chunks(finished)] == [[(1, 1)]]
+    _, already, _, row, _ = plan.describe(made).splitlines()
+    assert already == "3 of 4 runs are finished already" and row.startswith("2 ")
 
 
 @pytest.mark.usefixtures("uncompiled")

@@ -18,7 +18,7 @@ from pgjax.lab import advance, checkpoints, directory, records
 from pgjax.lab import config as configs
 from pgjax.lab.config import Config
 from pgjax.lab.sweep import chunk as chunks
-from pgjax.lab.sweep import dataset, design, outcome, run
+from pgjax.lab.sweep import dataset, design, outcome, plan, run
 from pgjax.lab.sweep.settings import Sweep
 
 from ..killing import KilledError, compiling_itself, kill_at
@@ -142,9 +142,14 @@ def test_a_signal_saves_what_is_under_way_and_says_how_to_go_on(
     assert_same(path, undisturbed[1])
 
 
-def test_a_finished_sweep_is_not_carried_out_again(undisturbed, copied, carried):
+def test_a_finished_sweep_is_neither_compiled_nor_carried_out_again(
+    undisturbed, copied, carried, monkeypatch
+):
     copied.dataset.unlink()
-    assert run.follow(run.resume(copied.path)) is None
+    monkeypatch.setattr(plan.programs, "fit", None)
+    resumed = run.resume(copied.path)
+    assert plan.describe(resumed.plan).endswith("\n6 of 6 runs are finished already")
+    assert run.follow(resumed) is None
     assert carried == []
     assert_same(copied.path, undisturbed[1])
 
