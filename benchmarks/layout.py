@@ -41,6 +41,7 @@ def choices(own: Backend, kind: str) -> dict[str, dict[str, Any]]:
             **{f"episodes, {n} rows at a time": {"live_rows": n} for n in (128, 512)},
             "episodes, all rows at a time": {"live_rows": None},
             **{f"rows left over, {n} parts": {"live_parts": n} for n in (1, 4)},
+            **{f"blocks of {n} steps": {"block": n} for n in (4, 32)},
             "unroll 2": {"unroll": 2},
             **{f"chunks of {n}": {"chunk_size": n} for n in (256, 1024, 4096)},
             "small loops of many programs": {"fused_loops": False, "seldom": None},
@@ -50,6 +51,7 @@ def choices(own: Backend, kind: str) -> dict[str, dict[str, Any]]:
             "optimization level 3": told(xla_backend_optimization_level=3),
         }
     return {
+        **{f"blocks of {n} steps": {"block": n} for n in (8, 128)},
         **{f"unroll {n}": {"unroll": n} for n in (1, 2, 8, 16)},
         **{f"chunks of 2^{n}": {"chunk_size": 2**n} for n in (13, 15, 19, 21)},
         "resets seldom made": {"seldom": 32},

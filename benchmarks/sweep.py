@@ -86,9 +86,9 @@ def sweeps(kinds: dict[str, list[Any]], devices: Any) -> dict[str, Program]:
     block = parallel.block(config) or 1
 
     def of(configs):
-        dealt = plan.dealt(configs, block, len(fitted.devices))
-        inputs = jax.device_put(experiment.inputs(dealt), fitted.sharding)
-        return Program(fitted.experiment, inputs, fitted.memory)
+        dealt = plan.dealt(configs, block, len(fitted.placed.devices))
+        inputs = jax.device_put(experiment.inputs(dealt), fitted.placed.sharding)
+        return Program(fitted.placed.experiment, inputs, fitted.memory)
 
     return {kind: of(configs) for kind, configs in kinds.items()}
 

@@ -25,7 +25,8 @@ class Backend(NamedTuple):
     """Number of parts that those rows are cut into once few are left to be stepped; one leaves them
     whole. Parts compile the step a second time."""
     block: int
-    """Most steps of a rollout whose noise is made at once, and after which ended rows are left."""
+    """Most steps of a rollout whose noise is made at once, and after which rows that have ended are
+    no longer stepped."""
     unroll: int
     """Steps of a rollout in one turn of a loop. XLA for GPUs launches what a turn holds as one
     command buffer."""

@@ -78,7 +78,7 @@ def standardised(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     count = jnp.maximum(jnp.sum(mask), 1)
     centred = x - jnp.sum(mask * x) / count
     std = jnp.sqrt(jnp.sum(mask * centred**2) / count)
-    rounding = 8 * jnp.finfo(centred.dtype).eps
+    rounding = 1e-6 if jnp.finfo(centred.dtype).bits < 64 else 1e-13  # of sums of many rewards
     flat = std <= rounding * jnp.sqrt(jnp.sum(mask * x**2) / count)  # never of NaN, which stays
     return jnp.where(flat, 0, centred / jnp.where(flat, 1, std))
 

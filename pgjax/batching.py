@@ -96,8 +96,8 @@ def _in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
 
         def one(index):
             own = lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
-            choose = lambda x, batched: own(x) if batched else x
-            return apply(*jax.tree.map(choose, args, tuple(in_batched)))
+            one_or_all = lambda x, batched: own(x) if batched else x
+            return apply(*jax.tree.map(one_or_all, args, tuple(in_batched)))
 
         def store(index, out):
             put = lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, index, 0)

@@ -158,19 +158,19 @@ def start(key: jax.Array, env: Any, env_params: Any, policy: Policy, *, num_rows
         obs, state = env.reset_env(key, env_params)
         return state, obs, policy.initial_state(), jnp.int32(0)
 
-    def stepped(key):
+    def step(key, action):
         state, *_ = begin(key)
-        space = env.action_space(env_params)
-        action = space.sample(key)
-        if isinstance(space, spaces.Box):
-            action = action.astype(jnp.result_type(float))
         obs, state, *_ = env.step_env(key, state, action, env_params)
         return state, obs
 
     state, obs, *others = jax.vmap(begin)(jax.random.split(key, num_rows))
+    like, space = (state, obs), env.action_space(env_params)
+    if isinstance(space, spaces.Discrete | spaces.Box):
+        dtype = jnp.result_type(float) if isinstance(space, spaces.Box) else space.dtype
+        like = jax.eval_shape(step, key, jax.ShapeDtypeStruct(space.shape, dtype))
     # A first window that left them in other or stronger types would have the second compile anew.
     strong = lambda x, like: x.astype(like.dtype)
-    state, obs = jax.tree.map(strong, (state, obs), jax.eval_shape(stepped, key))
+    state, obs = jax.tree.map(strong, (state, obs), like)
     policy_state, elapsed = jax.tree.map(strong, others, others)
     return Rows(state, obs, policy_state, elapsed, time=jnp.int32(0))
 

@@ -143,7 +143,7 @@ def window(step: Step, rows: Any, keys: Any, origin: jax.Array, horizon: int) ->
     width = -(-num_rows // num_shares)
     most = min(backends.current().block, horizon)
     even = max(size for size in range(1, most + 1) if horizon % size == 0)
-    block = even if 2 * even >= most else most
+    block = even if even >= max(4, most // 4) else most
     left_over = horizon % block  # compiles the step a second time
     rows, records = _blank(step, rows, keys, horizon)
 

@@ -669,6 +669,8 @@ def test_bias_test_of_many_parameters_has_its_level_and_power():
 def test_what_is_no_gradient_function_is_refused():
     stateful = StatefulGradientFn(lambda key, params: (), lambda key, params, state: (params,) * 3)
     bare = lambda key, params: gaussian(key, params)[0]
-    for gradient_fn, message in ((stateful, "carries a state"), (bare, "metrics may be")):
+    pair = lambda key, params: (params["a"], params["b"])
+    refused = [(stateful, "carries a state"), (bare, "metrics may be"), (pair, "metrics may be")]
+    for gradient_fn, message in refused:
         with pytest.raises(ValueError, match=message):
             audit.audit(KEY, PARAMS, gradient_fn, num_replicates=10, chunk_size=5)

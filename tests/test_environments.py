@@ -234,6 +234,7 @@ def test_discrete_actions_are_taken_in_double_precision_too(name):
         env, env_params = environments.make(name)
         obs, state = env.reset_env(jax.random.key(0), env_params)
         space = env.action_space(env_params)
+        assert space.dtype == env.action_space().dtype
         distribution = distributions.categorical(jnp.zeros(space.n))
         action = environments.to_action(space, distribution, jnp.int32(1))
         jax.eval_shape(env.step_env, jax.random.key(0), state, action, env_params)

@@ -677,6 +677,10 @@ def test_standardised_weights_are_the_same_wherever_the_rewards_lie():
     for shift in (0, 1e5, 1e9):
         np.testing.assert_allclose(baselines.standardised(x + shift), expected, atol=1e-5)
     np.testing.assert_array_equal(baselines.standardised(jnp.full(3, 1e9 + 0.1)), 0)
+    rewards = np.random.default_rng(0).normal(1, 1, size=1000).tolist()
+    returns = jnp.array([sum(rewards), sum(reversed(rewards)), sum(sorted(rewards))])
+    assert np.ptp(returns) > 0  # only rounded otherwise
+    np.testing.assert_array_equal(baselines.standardised(returns), 0)
 
 
 def test_standardised_weights_are_the_same_at_any_scale_of_the_rewards():

@@ -143,7 +143,8 @@ def auditor(
 
     def measure(key: jax.Array, params: Params, reference: Any = None) -> Audit:
         returned = jax.eval_shape(gradient_fn, key, params)
-        if not (isinstance(returned, tuple) and len(returned) == 2):
+        pair = isinstance(returned, tuple | list) and len(returned) == 2
+        if not pair or isinstance(returned[1], jax.ShapeDtypeStruct):
             raise ValueError("gradient_fn must return (gradient, metrics); metrics may be {}")
         known = _known(reference, returned[0], key)
         blocks, seconds, like = stream(key, params)

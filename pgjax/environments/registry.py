@@ -99,7 +99,7 @@ def _show_booleans(env: Any) -> None:
 
 def _take_default_integers(env: Any) -> None:
     action_space = env.action_space
-    space = lambda params: spaces.Discrete(action_space(params).n, dtype=jnp.result_type(int))
+    space = lambda params=None: spaces.Discrete(action_space(params).n, dtype=jnp.result_type(int))
     env.action_space = space
 
 

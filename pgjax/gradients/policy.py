@@ -187,17 +187,17 @@ def batch_gradient(
         if means is not None:
             metrics |= means(trajectory, hyper)
         own = policy_part(params, value_function)
-        of_policy, live = ascent(own, trajectory, weight, bonus, policy, chunk_size, policy_state)
+        of_policy, acted = ascent(own, trajectory, weight, bonus, policy, chunk_size, policy_state)
         if value_function is None:
-            ((gradient, log_prob),) = accumulate(live, of_policy)
+            ((gradient, log_prob),) = accumulate(acted, of_policy)
             return gradient, metrics | {"log_prob": log_prob}
         apply = values_of_batch(value_function)
         predict = lambda params, obs, action: apply(params, obs)
-        of_value, steps = regression(params["value"], trajectory, target, predict, chunk_size)
+        of_value, valued = regression(params["value"], trajectory, target, predict, chunk_size)
         if has_memory(policy):  # its samples are rows, the value's are steps
-            uphill = accumulate(live, of_policy) + accumulate(steps, of_value)
+            uphill = accumulate(acted, of_policy) + accumulate(valued, of_value)
         else:
-            uphill = accumulate(steps, of_policy, of_value)
+            uphill = accumulate(acted, of_policy, of_value)
         (gradient, log_prob), value_gradient = uphill
         error = jnp.where(trajectory.mask > 0, value - target, 0)
         metrics |= {"log_prob": log_prob, "value_loss": 0.5 * of_row(error**2)}
@@ -256,6 +256,9 @@ def ascent(
       policy_state: `[N, ...]` where the policy's memory starts; None for its initial state.
       scored: function of the distribution that is weighted, shaped like `weight`; None for the
         log-probability of the action taken.
+
+    Returns:
+      The sum to be made, and which samples it is over.
     """
     samples, live, distributions = policy_samples(
         policy, trajectory, (weight, bonus), chunk_size, policy_state

@@ -122,6 +122,9 @@ def regression(
       target: `[N, T]`, held constant.
       predict: `(params, obs [B, *O], action [B, ...]) -> [B]`.
       chunk_size: samples whose activations are held at a time; None takes what suits the device.
+
+    Returns:
+      The sum to be made, and which samples it is over.
     """
     num_rows = len(trajectory.mask)
     samples = (trajectory.obs, trajectory.action, jax.lax.stop_gradient(target))

@@ -299,28 +299,25 @@ def _plot(runs: tyro.conf.Positional[tuple[Path, ...]], /, output: Path | None =
     with refusing():
         if not runs:
             raise ValueError("plot needs the directory of at least one run")
-        if all(map(_is_sweep, runs)):
+        runs = _drawable(runs)
+        if _is_sweep(runs[0]):
             return _figures(runs, output)
         from pgjax.lab import directory, plots
 
         output = output or Path("learning_curves.png")
-        found = [directory.find(path)[0] for path in _those_of_runs(runs)]
+        found = [directory.find(path)[0] for path in runs]
         labels = _labels([run.path for run in found])
         plots.learning_curves(dict(zip(labels, (x.metrics for x in found), strict=True)), output)
     print(output)
     return 0
 
 
-def _those_of_runs(paths: Sequence[Path]) -> Sequence[Path]:
-    """Of paths such as `runs/*` gives, those of runs; what else there is, is passed over."""
+def _drawable(paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Of paths such as `runs/*` gives, the runs, or else the sweeps; the others are passed over."""
     from pgjax.lab import directory
 
-    def is_run(path: Path) -> bool:
-        return not path.exists() or directory.Directory(path).config.is_file()
-
-    found = list(filter(is_run, paths))
-    if not found:
-        return paths
+    is_run = lambda path: not path.exists() or directory.Directory(path).config.is_file()
+    found = tuple(filter(is_run, paths)) or tuple(filter(_is_sweep, paths)) or paths
     for path in paths:
         if path not in found:
             warnings.warn(f"passed over {path}, which is no run", stacklevel=2)

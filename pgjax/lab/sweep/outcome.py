@@ -34,10 +34,11 @@ def conclude(store: Store, kept: Kept) -> None:
     values, summary = best(plan, found)
     if values is not None:
         seeds = plan.sweep.base.seeds
+        first = plan.sweep.base.seed + seeds
         config = dataclasses.replace(
             design.runs_of(plan.sweep, values)[0],
             # Others than those it was chosen on, which flatter it.
-            seed=plan.sweep.base.seed + seeds,
+            seed=first if first + seeds <= 2**32 else 0,
             seeds=seeds,
             name=None,
         )

@@ -43,7 +43,7 @@ class Plan(NamedTuple):
     groups: list[Group]
     programs: dict[int, Program]  # by group, of those that are not finished
     memory_limit: int
-    finished: Collection[Index] = ()  # runs that had results when it was made
+    finished: frozenset[Index] = frozenset()  # runs that had results when it was made
 
     def configs(self, runs: Sequence[Index]) -> list[Config]:
         """The configs of runs."""
@@ -54,9 +54,13 @@ class Plan(NamedTuple):
         """The name of the directory of a chunk of these runs."""
         return chunk.name(self.configs(runs), runs)
 
-    def chunks(self, finished: Collection[Index] = ()) -> list[Chunk]:
-        """The runs that are not finished, as many at once as their programs are wide."""
-        chunks = []
+    def chunks(self, finished: Collection[Index] | None = None) -> list[Chunk]:
+        """The runs that are not finished, as many at once as their programs are wide.
+
+        Args:
+          finished: None takes those that were when the plan was made; others may have joined them.
+        """
+        finished, chunks = self.finished if finished is None else finished, []
         for index, program in self.programs.items():
             group = self.groups[index]
             runs = [run for run in group.runs if run not in finished]
@@ -147,14 +151,15 @@ def compiled(
             at_once=widths[index],
         )
 
-    left = [i for i, found in enumerate(groups) if not set(found.runs) <= set(finished)]
+    done = frozenset(finished)
+    left = [index for index, found in enumerate(groups) if not done.issuperset(found.runs)]
     # XLA compiles without holding Python up.
     with ThreadPoolExecutor(machine.cores()) as pool:
         made = pool.map(fitted, left)
         # On a terminal alone: for those who read what is printed, the plan is enough.
         shown = tqdm(made, "planning", len(left), unit="group", leave=False, disable=None)
         by_group = dict(zip(left, shown, strict=True))
-    return outlined._replace(programs=by_group, finished=finished)
+    return outlined._replace(programs=by_group, finished=done)
 
 
 def dealt(runs: list[Any], block: int, num_devices: int) -> list[Any]:
@@ -235,7 +240,7 @@ def group(
 
 def describe(plan: Plan) -> str:
     """The plan in words: what is swept, then a line a group that is not finished."""
-    sweep, chunks = plan.sweep, plan.chunks(plan.finished)
+    sweep, chunks = plan.sweep, plan.chunks()
     num, seeds = design.num_configurations(sweep), sweep.base.seeds
     lines = [
         f"{words.counted(num, 'configuration')} ({_swept(sweep)}) x "
@@ -253,7 +258,7 @@ def describe(plan: Plan) -> str:
             (
                 str(index + 1),
                 _own(plan, found),
-                "as asked" if sweep.search else str(len(found.runs)),
+                "as asked" if sweep.search else str(len(set(found.runs) - plan.finished)),
                 str(program.width),
                 "as asked" if sweep.search else str(sum(x.group == index for x in chunks)),
                 machine.in_words(program.memory),

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from pgjax.lab import config as configs
 from pgjax.lab import directory, interrupts, loggers, machine
+from pgjax.lab.refusals import RefusalError
 from pgjax.lab.sweep import axes, design, outcome
 from pgjax.lab.sweep import chunk as chunks
 from pgjax.lab.sweep import plan as plans
@@ -87,19 +88,21 @@ def find(path: str | Path) -> tuple[Store, Sweep]:
 
 
 def resume(path: str | Path, **limits: Any) -> Started:
-    """A sweep picked up where it stopped; what is finished is not carried out again.
+    """A sweep picked up where it stopped; what is finished is neither compiled nor carried out.
+
+    Args:
+      path: directory of the sweep.
+      **limits: as in `prepare`; by default runs go side by side as they did.
 
     Raises:
       ValueError: there is no sweep, or it cannot be read.
     """
     store, sweep, limits = reopen(path, limits)
-    outline = plans.outline(sweep, memory_limit=limits.get("memory_limit"))
+    outline = plans.outline(sweep, memory_limit=limits.pop("memory_limit", None))
     kept = Kept(store, outline)
     kept.recall()
-    devices = limits.get("devices") or machine.devices()
-    plan = plans.compiled(
-        outline, devices=devices, at_once=limits.get("at_once"), finished=kept.finished()
-    )
+    devices = limits.pop("devices", None) or machine.devices()
+    plan = plans.compiled(outline, devices=devices, finished=kept.finished(), **limits)
     return Started(store, plan)
 
 
@@ -134,12 +137,14 @@ def follow(
       The number of the signal that stopped it; None at the end.
 
     Raises:
-      RefusalError: another process follows the sweep.
+      RefusalError: another process follows the sweep, or results that it had are gone.
     """
     store, plan = started
     with directory.locked(store.path), interrupts.noted() as signals:
         kept = Kept(store, plan)
         kept.recall()
+        if not plan.finished <= kept.finished():
+            raise RefusalError(f"results in {store.chunks} are gone by now; resume the sweep again")
         done = carry_out(
             store, kept, plan.chunks(kept.finished()), signals, launcher or here, save_every
         )

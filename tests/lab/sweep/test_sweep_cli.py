@@ -209,6 +209,13 @@ def test_a_sweep_from_beginning_to_end(capsys, elsewhere, monkeypatch, undisturb
     assert config.load("runs/mine/best.yaml").seeds == 2
 
 
+def test_the_figures_of_a_sweep_are_drawn_whatever_is_named_beside_it(undisturbed, elsewhere):
+    (elsewhere / "notes.txt").write_text("")
+    with pytest.warns(UserWarning, match="passed over notes.txt"):
+        assert cli.main(["plot", "notes.txt", str(undisturbed[0].path), "--output", "figures"]) == 0
+    assert list((elsewhere / "figures").iterdir())
+
+
 def test_a_train_run_is_not_taken_for_a_sweep(finished, capsys, elsewhere):
     assert f"no sweep at {finished.path}" in refuse(capsys, "--resume", str(finished.path))
     parent, name = str(finished.path.parent), finished.path.name

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pgjax.lab import advance, checkpoints, directory, records
+from pgjax.lab import advance, checkpoints, directory, records, refusals
 from pgjax.lab import config as configs
 from pgjax.lab.config import Config
 from pgjax.lab.sweep import chunk as chunks
@@ -148,10 +148,21 @@ def test_a_finished_sweep_is_neither_compiled_nor_carried_out_again(
     copied.dataset.unlink()
     monkeypatch.setattr(plan.programs, "fit", None)
     resumed = run.resume(copied.path)
+    with pytest.raises(TypeError, match="at_onec"):
+        run.resume(copied.path, at_onec=1)
     assert plan.describe(resumed.plan).endswith("\n6 of 6 runs are finished already")
     assert run.follow(resumed) is None
     assert carried == []
     assert_same(copied.path, undisturbed[1])
+
+
+def test_results_that_are_lost_after_planning_are_noticed(copied):
+    resumed = run.resume(copied.path)
+    lost, *_ = copied.chunks.iterdir()
+    shutil.rmtree(lost)
+    with pytest.raises(refusals.RefusalError, match="are gone by now; resume"):
+        run.follow(resumed)
+    assert not (run.resume(copied.path).plan.finished) >= resumed.plan.finished
 
 
 def test_a_sweep_is_resumed_with_other_widths(undisturbed, copied, carried):
