@@ -292,7 +292,7 @@ def entropy_bonus(state_weighting: str, trajectory: Trajectory, hyper: Hyper) ->
 def episode_means(trajectory: Trajectory, hyper: Hyper) -> Metrics:
     """What `policy_gradient` reports about its episodes: means over rows, and `env_steps`."""
     reward = trajectory.reward
-    discount = jnp.asarray(hyper.discount, reward.dtype) ** jnp.arange(reward.shape[1])
+    discount = estimators.time_weights("discounted", hyper, reward.shape[1])
     length = jnp.sum(trajectory.mask, axis=1)
     sums = {
         "return": jnp.sum(reward, axis=1),
