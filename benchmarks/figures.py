@@ -56,7 +56,7 @@ def throughput(rows: Sequence[Row]) -> Figure:
             line(panel, own, axis, "steps_per_second", label, index)
         panel.set_ylim(bottom=0)
         title = f"{env}, no ends" if endless else env
-        style(panel, title, LABELS[axis], "live steps a second")
+        style(panel, title, LABELS[axis], "live steps per second")
     finish(figure, panels.flat[: len(axes)], panels.flat[len(axes) :])
     return figure
 
@@ -141,7 +141,7 @@ def compile_time(rows: Sequence[Row]) -> Figure:
 def chunk_size(rows: Sequence[Row]) -> Figure:
     """Steps a second and temporary bytes against the number of samples in a chunk."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
-    names = {"steps_per_second": "live steps a second", "temporary_bytes": "temporary bytes"}
+    names = {"steps_per_second": "live steps per second", "temporary_bytes": "temporary bytes"}
     for panel, (name, label) in zip(figure.subplots(1, 2), names.items(), strict=True):
         line(panel, rows, "chunk_size", name, "", 0)
         panel.set_ylim(bottom=0)
@@ -170,7 +170,7 @@ def scaling(rows: Sequence[Row]) -> Figure:
         ideal = [kept.median(alone, "steps_per_second") * size for size in sizes]
         panel.plot(sizes, ideal, color="grey", linestyle=":", label="ideal")
         panel.set_ylim(bottom=0)
-        style(panel, f"{kind} scaling", "devices", "steps a second")
+        style(panel, f"{kind} scaling", "devices", "steps per second")
     finish(figure, panels, ())
     return figure
 

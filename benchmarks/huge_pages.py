@@ -4,7 +4,7 @@ The system clears the memory of a program's arrays page by page when they are fi
 every update, if the C library has given it back in between, as it must with more than 64 MB on a
 thread. The trajectories of wide observations are that large, and mostly zeros where episodes are
 short. glibc (2.35 and later) asks Linux for huge pages if an environment variable says so before
-the process starts. Measured are live steps a second of either process; updates are timed in turn.
+the process starts. Measured are live steps per second of either process; updates are timed in turn.
 
     python -m benchmarks.huge_pages             # keeps the result
     python -m benchmarks.huge_pages --smoke     # tiny, to see that it runs; writes nothing

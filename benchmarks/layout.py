@@ -44,8 +44,8 @@ def choices(own: Backend, kind: str) -> dict[str, dict[str, Any]]:
             **{f"blocks of {n} steps": {"block": n} for n in (4, 32)},
             "unroll 2": {"unroll": 2},
             **{f"chunks of {n}": {"chunk_size": n} for n in (256, 1024, 4096)},
-            "small loops of many programs": {"fused_loops": False, "seldom": None},
-            "resets chosen, not seldom made": {"seldom": None},
+            "small loops of many programs": {"fused_loops": False, "lazy_calls": None},
+            "resets chosen, not seldom made": {"lazy_calls": None},
             "transposes not copied": {"copy_transposes": False},
             "vectors of 256 bits": told(xla_cpu_prefer_vector_width=256),
             "optimization level 3": told(xla_backend_optimization_level=3),
@@ -54,7 +54,7 @@ def choices(own: Backend, kind: str) -> dict[str, dict[str, Any]]:
         **{f"blocks of {n} steps": {"block": n} for n in (8, 128)},
         **{f"unroll {n}": {"unroll": n} for n in (1, 2, 8, 16)},
         **{f"chunks of 2^{n}": {"chunk_size": 2**n} for n in (13, 15, 19, 21)},
-        "resets seldom made": {"seldom": 32},
+        "resets seldom made": {"lazy_calls": 32},
         "transposes copied": {"copy_transposes": True},
         **{
             f"products in {name}": {"precisions": (name, *own.precisions)}

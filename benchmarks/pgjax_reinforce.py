@@ -15,7 +15,7 @@ from benchmarks import pgjax_ppo, rounds, training
 from pgjax import backends, environments, estimators, gradients, policies, rollout, train
 from pgjax.estimators import Estimator, Hyper
 from pgjax.gradients.policy import batch_gradient
-from pgjax.gradients.samples import READ
+from pgjax.gradients.samples import GRADIENT_FIELDS
 from pgjax.policies import Policy
 from pgjax.score import StatefulGradientFn
 
@@ -46,7 +46,7 @@ def window_gradient(
             params,
             rows,
             horizon=horizon,
-            fields=READ,  # what the plain program keeps
+            fields=GRADIENT_FIELDS,  # what the plain program keeps
             mesh=mesh,
         )
         gradient, _ = learn(params, trajectory)

@@ -33,7 +33,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from benchmarks import devices, kept, plain_reinforce, timing, training
 from benchmarks.training import Setting
 from pgjax import backends, cost, estimators, gradients, rollout, stepping
-from pgjax.gradients.samples import READ
+from pgjax.gradients.samples import GRADIENT_FIELDS
 
 SQUARES = [512, 1024, 2048, 4096]
 TALL = [1024, 4096, 16384]
@@ -161,7 +161,7 @@ def _on_all(mesh: Mesh, body: Callable[[Any], Any], example: Any, amount: float)
     program = jax.jit(
         jax.shard_map(alone, mesh=mesh, in_specs=(spec,), out_specs=spec, check_vma=False)
     )
-    with backends.products("float32"):
+    with backends.matmul_precision("float32"):
         compiled = program.lower(arrays).compile()
     return Roof(lambda: compiled(arrays), amount * num)
 
@@ -182,7 +182,7 @@ def of_plain(setting: Setting) -> Program:
     shape = {"num_steps": setting.horizon, "num_updates": 1, "discount": 0.99}
     train = lambda num_envs: partial(plain_reinforce.train, num_envs=num_envs, **shape)
     arguments = (jax.random.key(0), 3e-3)
-    with backends.products("float32"):
+    with backends.matmul_precision("float32"):
         compiled = jax.jit(train(setting.num_rows)).lower(*arguments).compile()
     counted = cost.flops(train(COUNTED_ROWS), *arguments)
     return Program(
@@ -223,7 +223,7 @@ def bytes_of_step(setting: Setting) -> float:
             params,
             num_episodes=num_episodes,
             horizon=horizon,
-            fields=READ,
+            fields=GRADIENT_FIELDS,
         )
 
     def learn(params, trajectory):

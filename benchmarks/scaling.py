@@ -3,7 +3,7 @@
 An update has 128 steps of CartPole whose episodes do not end, so that every step is live. Strong
 scaling shares out 4096 rows over all devices, however many; weak scaling gives 2048 rows to each.
 Processes are joined as by `pgjax train --distributed`, on this machine: eight at most, each with
-one device. Efficiency is steps a second per device, over those of one device in the same round.
+one device. Efficiency is steps per second per device, over those of one device in the same round.
 
     python -m benchmarks.scaling             # all of it
     python -m benchmarks.scaling --smoke     # tiny, to see that it runs; writes nothing

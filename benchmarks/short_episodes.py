@@ -1,4 +1,4 @@
-"""Live steps a second with whole episodes, beside those with windows, while episodes are short.
+"""Live steps per second with whole episodes, beside those with windows, while episodes are short.
 
 Actor and critic (GAE, one update of each) at the start of training on CartPole, and on Breakout,
 whose observations have a hundred times as many entries. An episode then lasts ten or twenty of at

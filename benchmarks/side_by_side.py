@@ -1,4 +1,4 @@
-"""Environment steps a second of whole trainings on CartPole: pgjax beside other programs.
+"""Environment steps per second of whole trainings on CartPole: pgjax beside other programs.
 
 Every program has a process of its own that is kept alive. They take turns, round after round, each
 time training from the start. Steps are live ones; ratios are taken within a round. rejax and
@@ -92,7 +92,7 @@ def commands(
 
 
 def measure(comparison: str, started: dict[str, rounds.Command], num_rounds: int) -> list[kept.Row]:
-    """A row for each program: steps a second, and those of the first as a multiple of them."""
+    """A row for each program: steps per second, and those of the first as a multiple of them."""
     timed = rounds.compare(started, num_rounds)
     speeds = [[one.evaluation["env_steps"] / x for x in one.seconds] for one in timed]
     return [

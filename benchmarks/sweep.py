@@ -1,4 +1,4 @@
-"""Environment steps a second of a sweep, beside one run of as many environments, CartPole.
+"""Environment steps per second of a sweep, beside one run of as many environments, CartPole.
 
 64 configurations (2048 on an accelerator) of 64 environments each are trained as `pgjax sweep`
 trains them, but for records and evaluation: vmapped, and shared out over the devices. They are
@@ -94,7 +94,7 @@ def sweeps(kinds: dict[str, list[Any]], devices: Any) -> dict[str, Program]:
 
 
 def round_of(programs: dict[str, Program], num_updates: int, at_once: int = 1) -> dict[str, float]:
-    """Live steps a second of each program, in turn, over a training of `at_once` updates a call."""
+    """Live steps per second of each program, over a training of `at_once` updates a call."""
     speeds = {}
     for kind, (trainer, inputs, _) in programs.items():
         waits = kind.startswith("one run")  # as `pgjax train` does for the end of each call

@@ -1,4 +1,4 @@
-"""Live environment steps a second of training, one axis varied at a time.
+"""Live environment steps per second of training, one axis varied at a time.
 
 The base is 1024 rows of 128 steps with 2 x 64 tanh, on all devices. Rows are whole episodes, or
 segments of rows that go on. The learner is an actor alone, or an actor and a critic (GAE, one

@@ -8,7 +8,7 @@ import optax
 
 from benchmarks.devices import DEVICES
 from pgjax import backends, environments, estimators, gradients, policies, rollout, sharding, train
-from pgjax.gradients.samples import READ
+from pgjax.gradients.samples import GRADIENT_FIELDS
 
 ENDLESS = {
     "theta_threshold_radians": 1e9,
@@ -22,7 +22,7 @@ def compile(function: Callable[..., Any], *args: Any) -> jax.stages.Compiled:
     """`function`, compiled with what pgjax tells the compiler, in float32 by default."""
     known = backends.current()
     jitted = jax.jit(function, compiler_options=dict(known.compiler_options))
-    with backends.products(known.precisions[0]):
+    with backends.matmul_precision(known.precisions[0]):
         return jitted.lower(*args).compile()
 
 
@@ -141,7 +141,7 @@ def trajectory_bytes(setting: Setting) -> int:
                 params,
                 rows,
                 horizon=setting.horizon,
-                fields=(*READ, "final_obs"),
+                fields=(*GRADIENT_FIELDS, "final_obs"),
             )[0]
         return rollout.episodes(
             key,
@@ -151,7 +151,7 @@ def trajectory_bytes(setting: Setting) -> int:
             params,
             num_episodes=setting.num_rows,
             horizon=setting.horizon,
-            fields=READ,
+            fields=GRADIENT_FIELDS,
         )
 
     shapes = jax.eval_shape(roll, jax.random.key(0))

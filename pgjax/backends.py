@@ -34,8 +34,8 @@ class Backend(NamedTuple):
     """Samples of a gradient whose activations are held at a time."""
     fused_loops: bool
     """Whether a loop of small operations is one function, and costs no more than they do."""
-    seldom: int | None
-    """Calls of seldom needed work made at a time, in such loops; None makes all and selects."""
+    lazy_calls: int | None
+    """Rarely needed calls that are made at a time, in such loops; None makes all and selects."""
     in_turn: bool
     """Whether vmapped gradients are made one after the other."""
     copy_transposes: bool
@@ -46,8 +46,8 @@ class Backend(NamedTuple):
     of bfloat16 on a TPU. Its algorithm `BF16_BF16_F32` would round products of integers too."""
     compiler_options: Mapping[str, int | bool | str]
     """What XLA is told where pgjax compiles."""
-    seldom_run_options: Mapping[str, int | bool | str]
-    """What it is told beside that for programs that cost more to compile than to run."""
+    brief_options: Mapping[str, int | bool | str]
+    """What it is told besides for programs that take longer to compile than to run."""
 
 
 CPU = Backend(
@@ -58,13 +58,13 @@ CPU = Backend(
     unroll=1,
     chunk_size=512,
     fused_loops=True,
-    seldom=32,
+    lazy_calls=32,
     in_turn=True,
     copy_transposes=True,
     precisions=("float32",),
     # A level of one runs as fast as XLA's own three, and compiles sooner.
     compiler_options={"xla_cpu_prefer_vector_width": 512, "xla_backend_optimization_level": 1},
-    seldom_run_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
+    brief_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
 )
 GPU = Backend(
     rows=None,
@@ -74,12 +74,12 @@ GPU = Backend(
     unroll=4,
     chunk_size=2**17,
     fused_loops=False,
-    seldom=None,
+    lazy_calls=None,
     in_turn=False,
     copy_transposes=False,
     precisions=("float32", "tensorfloat32"),
     compiler_options={},
-    seldom_run_options={},
+    brief_options={},
 )
 TPU = GPU._replace(precisions=("float32", "bfloat16"))
 KINDS = {"cpu": CPU, "gpu": GPU, "tpu": TPU}
@@ -99,16 +99,16 @@ def current() -> Backend:
     """What suits the devices that programs run on by default."""
     kind = jax.default_backend()
     if kind == "cpu" and not _fuses_loops():
-        return CPU._replace(fused_loops=False, seldom=None)
+        return CPU._replace(fused_loops=False, lazy_calls=None)
     return KINDS.get(kind, GPU)
 
 
-def having(precision: str) -> list[str]:
+def kinds_with(precision: str) -> list[str]:
     """Kinds of devices whose matrix products can be of a precision."""
     return [kind for kind, backend in KINDS.items() if precision in backend.precisions]
 
 
-def products(precision: str) -> contextlib.AbstractContextManager[None]:
+def matmul_precision(precision: str) -> contextlib.AbstractContextManager[None]:
     """Traces matrix products with a given precision, where there is a choice.
 
     By default JAX lets GPUs and TPUs round the factors of float32 products.

@@ -1,8 +1,8 @@
 """How programs behave when they are vmapped: loop bounds that all share, and work done in turn.
 
 A `while_loop` whose condition differs over a vmapped axis selects between old and new carry at
-every iteration, which copies a trajectory again and again. `any_of_all` and `max_of_all` reduce
-over the vmapped axes too, so that the loop runs until all of them are done.
+every iteration, which copies a trajectory again and again. `any_across_vmap` and `max_across_vmap`
+reduce over the vmapped axes too, so that the loop runs until all of them are done.
 """
 
 from collections.abc import Callable
@@ -17,28 +17,28 @@ from pgjax import backends, checks
 
 
 @jax.custom_batching.custom_vmap
-def any_of_all(x: jax.Array) -> jax.Array:
+def any_across_vmap(x: jax.Array) -> jax.Array:
     """Whether anything is true, over all axes and all vmapped axes."""
     return jnp.any(x)
 
 
-@any_of_all.def_vmap
+@any_across_vmap.def_vmap
 def _(axis_size, in_batched, x):
-    return any_of_all(x), False
+    return any_across_vmap(x), False
 
 
 @jax.custom_batching.custom_vmap
-def max_of_all(x: jax.Array) -> jax.Array:
+def max_across_vmap(x: jax.Array) -> jax.Array:
     """The largest entry, over all axes and all vmapped axes."""
     return jnp.max(x)
 
 
-@max_of_all.def_vmap
+@max_across_vmap.def_vmap
 def _(axis_size, in_batched, x):
-    return max_of_all(x), False
+    return max_across_vmap(x), False
 
 
-def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
+def sequential_vmap(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, whose vmapped calls are made in turn on a CPU, and side by side elsewhere.
 
     For work that fills a core's cache by itself. In turn, each call has its own loop bounds and an
@@ -112,7 +112,7 @@ def _in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
     return apply
 
 
-def together(function: Callable[..., Any]) -> Callable[..., Any]:
+def merge_vmap(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function(whole, rows)`, whose vmapped calls are made as one.
 
     `whole` is what all rows share; `rows` has, and so do the results, an entry for each row, which
@@ -169,7 +169,7 @@ def _cut(axis_size):
     return lambda x: x.reshape(axis_size, len(x) // axis_size, *x.shape[1:])
 
 
-def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
+def lazy_select(function: Callable[..., Any]) -> Callable[..., Any]:
     """`(condition, otherwise, *args) -> function(*args)` where a condition holds, else `otherwise`.
 
     For work that few of many vmapped calls need: on a CPU only those do it, some at a time;
@@ -178,12 +178,12 @@ def seldom(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(condition, otherwise, *args):
         run, closed_over = _opened(function, args)
-        return _seldom(run)(condition, otherwise, (closed_over, *args))
+        return _lazy_select(run)(condition, otherwise, (closed_over, *args))
 
     return call
 
 
-def _seldom(function: Callable[..., Any]) -> Callable[..., Any]:
+def _lazy_select(function: Callable[..., Any]) -> Callable[..., Any]:
     @jax.custom_batching.custom_vmap
     def apply(condition, otherwise, args):
         return choose(condition, function(*args), otherwise)
@@ -200,7 +200,7 @@ def _seldom(function: Callable[..., Any]) -> Callable[..., Any]:
     # Leaves of `args` have one entry per call, or fewer that each serve an equal share of calls.
     @jax.custom_batching.custom_vmap
     def many(condition, otherwise, args):
-        (num,), at_once = condition.shape, backends.current().seldom
+        (num,), at_once = condition.shape, backends.current().lazy_calls
         side_by_side = jax.vmap(lambda args: function(*args))
         if at_once is None or num <= at_once:
             spread = lambda x: x if len(x) == num else jnp.repeat(x, num // len(x), axis=0)
@@ -244,7 +244,7 @@ def true_first(mask: jax.Array, more: int) -> tuple[jax.Array, jax.Array]:
     Where none is true, all are the same arbitrary entry. One mask after the other on a CPU:
     vmapped, its loop would scatter, and XLA does not fuse scatters.
     """
-    return one_at_a_time(_true_first)(mask, more)
+    return sequential_vmap(_true_first)(mask, more)
 
 
 def _true_first(mask, more):
@@ -264,17 +264,6 @@ def _true_first(mask, more):
         entries = jnp.arange(len(mask), dtype=jnp.int32)
         index, count = blank.at[place].set(entries, mode="drop"), rank[-1]
     return jnp.where(jnp.arange(len(blank)) < count, index, index[0]), count
-
-
-def map_small(function: Callable[..., Any], xs: Any) -> Any:
-    """`function` of every entry of `xs`, made of small operations on few numbers.
-
-    In a loop where the loop itself costs nothing, which saves memory and passes over it; side by
-    side elsewhere.
-    """
-    if backends.current().fused_loops:
-        return jax.lax.map(function, xs)
-    return jax.vmap(function)(xs)
 
 
 def once(

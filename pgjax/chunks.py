@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from pgjax import batching
 
-SLAB = 512
-"""Chunks of the largest size whose entries are searched for at a time, so that memory does not grow
-with the batch, while little is lost where the last chunk of a slab is not full."""
+SEARCHED = 512
+"""Chunks of the largest size whose entries are searched for at a time: memory then does not grow
+with the batch, and only the last chunk of a slab is not full."""
 
 
 def fold(
@@ -24,9 +24,9 @@ def fold(
     """Carries a value through chunks of the live entries of a mask, in order.
 
     Args:
-      function: `(index [B], valid [B], carry) -> carry`, traced for every size; indices that are
-        not valid count for nothing. Vmapped, it is called as often as the one with most chunks
-        needs; for the others, nothing is valid then.
+      function: `(index [B], valid [B], carry) -> carry`, traced for every size; entries that are
+        not valid are to be ignored. Vmapped calls all make as many turns as the one with most
+        chunks; in those that it has too many, nothing is valid.
       init: the first carry.
       mask: bool, taken as flat, `[M]`.
       sizes: numbers of entries B that a chunk may have. Which of them an entry's chunk has depends
@@ -50,7 +50,7 @@ def fold_each(
     # While it compiles, XLA would spend seconds on counting through a constant mask.
     live = jax.lax.optimization_barrier(jnp.ravel(mask))
     sizes = sorted({min(size, live.size) for size in sizes}, reverse=True)
-    num = min(SLAB * sizes[0], live.size)
+    num = min(SEARCHED * sizes[0], live.size)
 
     def fold_slab(number, carries):
         # The last slab overlaps the one before; what it repeats is not live a second time.
@@ -72,7 +72,7 @@ def fold_each(
                 num_chunks = jnp.maximum(0, -(-left // size))
                 end = begin + num_chunks * size
                 chunk = partial(fold_chunk, function, begin, jnp.minimum(end, count), size)
-                carry = jax.lax.fori_loop(0, batching.max_of_all(num_chunks), chunk, carry)
+                carry = jax.lax.fori_loop(0, batching.max_across_vmap(num_chunks), chunk, carry)
                 begin = end
             return carry
 
@@ -92,7 +92,7 @@ def take(tree: Any, index: jax.Array) -> Any:
     first, width = index[0], len(index)
     scattered = index[-1] - first != width - 1
     return jax.lax.cond(
-        batching.any_of_all(scattered),
+        batching.any_across_vmap(scattered),
         lambda: jax.tree.map(lambda x: x[index], tree),
         lambda: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, width), tree),
     )

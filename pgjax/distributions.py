@@ -6,7 +6,7 @@ them one floating dtype; parameters out of range give NaN, not an exception.
 """
 
 import math
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -250,6 +250,54 @@ class Independent(NamedTuple):
 
     def mode(self):
         return self.distribution.mode()
+
+
+class Greedy(NamedTuple):
+    """All of a distribution's mass on its mode.
+
+    Where x is a whole number, log P(x) is 0 at the mode and -inf elsewhere, and NaN where the
+    distribution gives NaN. A continuous one has no density left: its log-probability is 0, and
+    good for nothing but acting.
+    """
+
+    distribution: Any  # whose `probs` only finite ones have
+
+    @property
+    def probs(self):
+        """Probabilities in the shape of those of the distribution, which has to be finite."""
+        probs, mode = self.distribution.probs, self.mode()
+        if probs.ndim == mode.ndim:  # of a one
+            return mode.astype(probs.dtype)
+        return jax.nn.one_hot(mode, probs.shape[-1], dtype=probs.dtype)
+
+    def sample(self, key):
+        return self.distribution.mode()
+
+    def log_prob(self, x):
+        if self.support is not None:
+            return jnp.zeros(self.batch_shape)
+        log_prob, mode = self.distribution.log_prob(x), self.mode()
+        event = tuple(range(len(self.batch_shape) - mode.ndim, 0))
+        at_mode = jnp.all(jnp.equal(*jnp.broadcast_arrays(x, mode)), axis=event)
+        known = jnp.where(at_mode, 0, -jnp.inf).astype(log_prob.dtype)
+        return jnp.where(jnp.isnan(log_prob), jnp.nan, known)
+
+    def entropy(self):
+        return jnp.zeros(self.distribution.batch_shape)
+
+    def mode(self):
+        return self.distribution.mode()
+
+    @property
+    def batch_shape(self):
+        return self.distribution.batch_shape
+
+    def squash(self, x):
+        return self.distribution.squash(x)
+
+    @property
+    def support(self):
+        return self.distribution.support
 
 
 def categorical(logits: jax.Array) -> Categorical:

@@ -49,16 +49,16 @@ class Steps(NamedTuple):
 
 
 def total_return(steps: Steps, hyper: Hyper) -> jax.Array:
-    """Return of the whole episode, the same at every step: R = sum_k gamma^k r_k.
+    """Return of the whole episode, the same at every step: R = sum_k gamma^k r_k. Unbiased.
 
     Source: Williams 1992.
     """
-    time = jnp.where(_starts(steps), jnp.arange(steps.mask.shape[1]), 0)
+    time = jnp.where(_starts(steps.boundary, steps.mask), jnp.arange(steps.mask.shape[1]), 0)
     return jnp.take_along_axis(reward_to_go(steps, hyper), jax.lax.cummax(time, axis=1), axis=1)
 
 
 def reward_to_go(steps: Steps, hyper: Hyper) -> jax.Array:
-    """Return from the step on: G_t = sum_{k>=t} gamma^(k-t) r_k.
+    """Return from the step on: G_t = sum_{k>=t} gamma^(k-t) r_k. Unbiased.
 
     Source: Baxter & Bartlett 2001; Sutton & Barto 2018, section 13.3.
     """
@@ -67,6 +67,8 @@ def reward_to_go(steps: Steps, hyper: Hyper) -> jax.Array:
 
 def td_residual(steps: Steps, hyper: Hyper) -> jax.Array:
     """One-step advantage: delta_t = r_t + gamma V(s_{t+1}) - V(s_t). Relative to the value.
+
+    Biased unless the values are exact.
 
     Source: Sutton & Barto 2018, section 13.5.
     """
@@ -78,6 +80,8 @@ def td_residual(steps: Steps, hyper: Hyper) -> jax.Array:
 def n_step(steps: Steps, hyper: Hyper) -> jax.Array:
     """Return of n steps, then the value: sum_{k<n} gamma^k r_{t+k} + gamma^n V(s_{t+n}).
 
+    Biased unless the values are exact.
+
     Source: Sutton & Barto 2018, eq. 7.1.
     """
     discount = _bootstrap_discount(steps, hyper)
@@ -86,6 +90,8 @@ def n_step(steps: Steps, hyper: Hyper) -> jax.Array:
 
 def gae(steps: Steps, hyper: Hyper) -> jax.Array:
     """Generalised advantage: sum_l (gamma lambda)^l delta_{t+l}. Relative to the value.
+
+    Biased unless the values are exact, or lambda = 1 and no row is truncated.
 
     Source: Schulman et al. 2016, eq. 16.
     """
@@ -279,23 +285,30 @@ def psi(estimator: Estimator, steps: Steps, hyper: Hyper) -> jax.Array:
     weight = steps.mask * _relative(estimator, form, steps, hyper)
     if estimator.form == "total_return":
         return weight
-    return weight * state_weight(estimator.state_weighting, steps, hyper)
+    return weight * state_weights(estimator.state_weighting, steps.boundary, steps.mask, hyper)
 
 
-def state_weight(state_weighting: str, steps: Steps, hyper: Hyper) -> jax.Array:
-    """How much the visit at each step counts, `[N, T]`: gamma^t, or one.
+def state_weights(
+    state_weighting: str, boundary: jax.Array, mask: jax.Array, hyper: Hyper
+) -> jax.Array:
+    """How much the visit at each step counts, `[N, T]`: gamma^t, or one; zero where `mask` is.
 
-    w_t = 1 where an episode starts,    w_t = gamma w_{t-1} after that
+        w_t = 1 where an episode starts,    w_t = gamma w_{t-1} after that
+
+    Without gamma^t the gradient is that of no function, unless gamma = 1.
+
+    Source: Sutton & Barto 2018, section 13.3; Nota & Thomas 2020.
     """
-    ones = jnp.ones(steps.reward.shape, jnp.result_type(steps.reward, float))
+    ones = jnp.ones(mask.shape, jnp.result_type(mask, float))
     if state_weighting == "uniform":
-        return ones
+        return jnp.where(mask > 0, ones, 0)
 
     def follow(weight, starts):
         weight = jnp.where(starts, 1, hyper.discount * weight).astype(weight.dtype)
         return weight, weight
 
-    return jax.lax.scan(follow, ones[:, 0], _starts(steps).T)[1].T
+    weights = jax.lax.scan(follow, ones[:, 0], _starts(boundary, mask).T)[1].T
+    return jnp.where(mask > 0, weights, 0)
 
 
 def time_weights(state_weighting: str, hyper: Hyper, horizon: int) -> jax.Array:
@@ -308,7 +321,7 @@ def value_target(estimator: Estimator, steps: Steps, hyper: Hyper) -> jax.Array:
     """What a value function that goes with the estimator is fitted to, `[N, T]`.
 
     The return the form credits: r_t + gamma V', the n-step return or the lambda-return; G_t for
-    Monte Carlo forms, also for the total return, which no state predicts.
+    Monte Carlo forms, also for the total return, which is no function of the state.
     """
     steps = _cleared(steps)
     name = "reward_to_go" if estimator.form == "total_return" else estimator.form
@@ -419,7 +432,7 @@ def _bootstrap_discount(steps: Steps, hyper: Hyper) -> jax.Array:
     return hyper.discount * (1 - steps.terminated)
 
 
-def _starts(steps: Steps) -> jax.Array:
+def _starts(boundary: jax.Array, mask: jax.Array) -> jax.Array:
     """Whether an episode starts at a step, `[N, T]` bool; none does after the last live one."""
-    follows = (steps.boundary[:, :-1] > 0) & (steps.mask[:, 1:] > 0)
+    follows = (boundary[:, :-1] > 0) & (mask[:, 1:] > 0)
     return jnp.pad(follows, ((0, 0), (1, 0)), constant_values=True)

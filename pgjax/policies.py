@@ -3,16 +3,15 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from gymnax.environments import spaces
 
-from pgjax import backends, checks, distributions, heads
+from pgjax import checks, distributions, heads, networks
 from pgjax.distributions import Distribution
 from pgjax.heads import Head
+from pgjax.score import Params
 
-Params = Any
 Carry = Any
 
 
@@ -47,94 +46,6 @@ class ValueFunction(NamedTuple):
     apply: Callable[[Params, jax.Array], jax.Array]  # (params, obs [*O]) -> [], or [A] for actions
     # (params, obs [B, *O]) -> [B], or [B, A]: the same of a batch, faster
     unroll: Callable[[Params, jax.Array], jax.Array] | None = None
-
-
-OUTPUT_SCALE = 0.01
-"""Of the last layer of a network: at first, all actions are about as likely."""
-
-
-class Network(nn.Module):
-    """Multilayer perceptron of the last axis; without hidden layers, a linear map.
-
-    Hidden weights are scaled normals, never orthogonal: their QR factorisation, vmapped over
-    seeds, can deadlock jaxlib's CPU thread pool.
-    """
-
-    hidden: Sequence[int]
-    num_outputs: int
-    num_free: int = 0
-    free_value: float = 0.0
-    activation: Callable[[jax.Array], jax.Array] = nn.tanh
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        dtype = jnp.result_type(float)
-        for width in self.hidden:
-            kernel = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
-            x = self.activation(self._dense(width, kernel)(x))
-        kernel = nn.initializers.variance_scaling(OUTPUT_SCALE**2, "fan_in", "normal")
-        x = self._dense(self.num_outputs, kernel)(x)
-        if not self.num_free:
-            return x
-        start = nn.initializers.constant(self.free_value)
-        free = self.param("free", start, (self.num_free,), dtype)
-        return jnp.concatenate([x, jnp.broadcast_to(free, (*x.shape[:-1], self.num_free))], axis=-1)
-
-    def _dense(self, width, kernel):
-        dtype = jnp.result_type(float)
-        return nn.Dense(width, kernel_init=kernel, param_dtype=dtype, dot_general=_dot_general)
-
-
-NARROW = 4
-"""Most columns of a kernel for which the gradient of its input is computed as a sum."""
-
-
-def _dot_general(x, kernel, dimension_numbers, **options):
-    """The product in a dense layer: `[F]` or `[B, F]` times `[F, H]`."""
-    return matmul(x, kernel)
-
-
-@jax.custom_jvp
-def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`x @ kernel`, whose gradients are fast on a CPU.
-
-    With respect to the kernel that is `x.T @ y`, where y is the gradient of the output. Left to
-    itself, XLA folds the transpose into a product over leading axes, for which its CPU backend has
-    slow code, slowest where there are few columns. A copy of the transpose costs less, and least
-    for the narrower factor: for the last layer that is y, and the gradient is `(y.T @ x).T`.
-
-    With respect to x it is `y @ kernel.T`: over few columns a sum, which XLA fuses into what comes
-    next, where a product would write and read an array as large as x.
-
-    Args:
-      x: `[F]` or `[B, F]`.
-      kernel: `[F, H]`.
-
-    Returns:
-      `[H]` or `[B, H]`.
-    """
-    return x @ kernel
-
-
-@matmul.defjvp
-def _(primals, tangents):
-    (x, kernel), (x_dot, kernel_dot) = primals, tangents
-    copy = jax.lax.optimization_barrier if backends.current().copy_transposes else lambda x: x
-    if kernel.shape[1] < kernel.shape[0]:
-        rows = (((1,), (x.ndim - 1,)), ((), ()))
-        of_kernel = jnp.moveaxis(copy(jax.lax.dot_general(copy(kernel_dot.T), x, rows)), 0, -1)
-    else:
-        first = copy(jnp.moveaxis(x, -1, 0))
-        of_kernel = jax.lax.dot_general(first, kernel_dot, (((0,), (0,)), ((), ())))
-    if kernel.shape[1] > NARROW:
-        of_x = x_dot @ kernel
-    else:
-        columns = (jnp.broadcast_to(column, x.shape) for column in kernel.T)
-        of_x = jnp.stack([jnp.sum(x_dot * column, axis=-1) for column in columns], axis=-1)
-    return matmul(x, kernel), of_x + of_kernel
-
-
-ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "silu": nn.silu, "gelu": nn.gelu}
 
 
 def ravel(obs: jax.Array) -> jax.Array:
@@ -199,14 +110,18 @@ def mlp(
     Args:
       head: what the outputs mean; see `pgjax.heads`.
       hidden: widths of the hidden layers.
-      activation: a name in `ACTIVATIONS`.
+      activation: a name in `networks.ACTIVATIONS`.
       features: `obs [*O] -> [F]`.
       free_value: initial value of the outputs that do not see the observation.
+
+    Returns:
+      Policy whose params are those of a `networks.Network`; at first, actions are nearly as likely
+      as each other.
 
     Raises:
       ValueError: an unknown activation or a width below one.
     """
-    network = _network(hidden, activation, head.num_outputs, head.num_free, free_value)
+    network = networks.mlp(hidden, activation, head.num_outputs, head.num_free, free_value)
 
     def unroll(params, carry, obs, boundary):
         outputs = network.apply(params, jax.vmap(features)(obs))
@@ -231,6 +146,9 @@ def linear(
       head: what the outputs mean; see `pgjax.heads`.
       features: `obs [*O] -> [F]`.
       free_value: initial value of the outputs that do not see the observation.
+
+    Returns:
+      Policy whose params are those of a `networks.Network` without hidden layers.
     """
     return mlp(head, hidden=(), features=features, free_value=free_value)
 
@@ -246,16 +164,19 @@ def mlp_value(
 
     Args:
       hidden: widths of the hidden layers; none makes it linear.
-      activation: a name in `ACTIVATIONS`.
+      activation: a name in `networks.ACTIVATIONS`.
       features: `obs [*O] -> [F]`.
       num_actions: A, for the values `[A]` of all actions; None for one value `[]`.
+
+    Returns:
+      `ValueFunction` whose params are those of a `networks.Network`.
 
     Raises:
       ValueError: an unknown activation, or a width or a number of actions below one.
     """
     if num_actions is not None:
         checks.at_least("num_actions", num_actions, 1)
-    network = _network(hidden, activation, num_outputs=num_actions or 1)
+    network = networks.mlp(hidden, activation, num_outputs=num_actions or 1)
 
     def values(params, x):
         outputs = network.apply(params, x)
@@ -298,63 +219,15 @@ def _row(table, index):
     return table.at[index].get(mode="fill", fill_value=jnp.nan)
 
 
-class Greedy(NamedTuple):
-    """All of a distribution's mass on its mode.
-
-    Where x is a whole number, log P(x) is 0 at the mode and -inf elsewhere, and NaN where the
-    distribution gives NaN. A continuous one has no density left: its log-probability is 0, and
-    good for nothing but acting.
-    """
-
-    distribution: Any
-
-    @property
-    def probs(self):
-        """Probabilities in the shape of those of the distribution, which has to be finite."""
-        probs, mode = self.distribution.probs, self.mode()
-        if probs.ndim == mode.ndim:  # of a one
-            return mode.astype(probs.dtype)
-        return jax.nn.one_hot(mode, probs.shape[-1], dtype=probs.dtype)
-
-    def sample(self, key):
-        return self.distribution.mode()
-
-    def log_prob(self, x):
-        if self.support is not None:
-            return jnp.zeros(self.batch_shape)
-        log_prob, mode = self.distribution.log_prob(x), self.mode()
-        event = tuple(range(len(self.batch_shape) - mode.ndim, 0))
-        at_mode = jnp.all(jnp.equal(*jnp.broadcast_arrays(x, mode)), axis=event)
-        known = jnp.where(at_mode, 0, -jnp.inf).astype(log_prob.dtype)
-        return jnp.where(jnp.isnan(log_prob), jnp.nan, known)
-
-    def entropy(self):
-        return jnp.zeros(self.distribution.batch_shape)
-
-    def mode(self):
-        return self.distribution.mode()
-
-    @property
-    def batch_shape(self):
-        return self.distribution.batch_shape
-
-    def squash(self, x):
-        return self.distribution.squash(x)
-
-    @property
-    def support(self):
-        return self.distribution.support
-
-
 def greedy(policy: Policy) -> Policy:
     """The policy that always takes the mode of its distribution: to evaluate, not to learn from."""
 
     def step(params, carry, obs):
         carry, distribution = policy.step(params, carry, obs)
-        return carry, Greedy(distribution)
+        return carry, distributions.Greedy(distribution)
 
     def unroll(params, carry, obs, boundary):
-        return Greedy(policy.unroll(params, carry, obs, boundary))
+        return distributions.Greedy(policy.unroll(params, carry, obs, boundary))
 
     return policy._replace(step=step, unroll=unroll)
 
@@ -385,9 +258,12 @@ def make(
       env_params: its parameters.
       distribution: a name in `heads.DISTRIBUTIONS`.
       hidden: widths of the hidden layers of `mlp`.
-      activation: a name in `ACTIVATIONS`.
+      activation: a name in `networks.ACTIVATIONS`.
       initial_log_std: log standard deviation at first of `normal` (in units of half the action
         range, where that is finite) and `tanh_normal`.
+
+    Returns:
+      A policy without memory; its discrete observations are indices, one-hot for networks.
 
     Raises:
       ValueError: unknown names, or a policy that does not fit the spaces.
@@ -429,6 +305,9 @@ def make_value(
     """A value function that fits an environment's observations; arguments as in `make`.
 
     With `num_actions`, one that gives the value of each action.
+
+    Raises:
+      ValueError: as `make`, or a number of actions below one.
     """
     checks.choice("policy", kind, POLICIES)
     obs_space = env.observation_space(env_params)
@@ -440,19 +319,6 @@ def make_value(
         activation=activation,
         features=_features(obs_space),
         num_actions=num_actions,
-    )
-
-
-def _network(hidden, activation, num_outputs, num_free=0, free_value=0.0) -> Any:
-    checks.choice("activation", activation, ACTIVATIONS)
-    for width in hidden:
-        checks.at_least("hidden", width, 1)
-    return Network(
-        hidden=tuple(hidden),
-        num_outputs=num_outputs,
-        num_free=num_free,
-        free_value=free_value,
-        activation=ACTIVATIONS[activation],
     )
 
 

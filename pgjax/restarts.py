@@ -66,7 +66,7 @@ def visit(
 
         def go_on(loop):
             time, _, live, _ = loop
-            return (time < len(weights)) & batching.any_of_all(live)
+            return (time < len(weights)) & batching.any_across_vmap(live)
 
         def step(loop):
             time, (state, obs), live, kept = loop
@@ -75,7 +75,7 @@ def visit(
             take = live & (chance * total < weights[time])
             kept = choose(take, Visits(state, obs, time, total), kept)._replace(weight=total)
             state, obs, record = advance(time, state, obs, live)
-            live &= ~(record.terminated | record.truncated)
+            live &= ~record.boundary
             return time + 1, (state, obs), live, kept
 
         loop = (jnp.int32(0), (state, obs), jnp.bool_(True), start)
@@ -121,14 +121,14 @@ def continuations(
 
         def go_on(loop):
             *_, live, _ = loop
-            return batching.any_of_all(live)
+            return batching.any_across_vmap(live)
 
         def step(loop):
             elapsed, state, obs, live, total = loop
             state, obs, record = advance(elapsed, state, obs, live, action)
             gain = jnp.asarray(discount, total.dtype) ** elapsed * record.reward
             total += jnp.where(live, gain, 0)
-            live &= ~(record.terminated | record.truncated)
+            live &= ~record.boundary
             live &= visit.time + elapsed + 1 < horizon
             return elapsed + 1, state, obs, live, total
 

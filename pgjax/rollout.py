@@ -29,9 +29,30 @@ class Trajectory(NamedTuple):
     mask: jax.Array  # [N, T] one while the row is live
     final_obs: Any = None  # [N, *O] after the last live step; [N, T, *O] after each, in segments
 
+    @property
+    def boundary(self) -> jax.Array:
+        """`[N, T]` bool: where an episode ends, or is cut."""
+        return jnp.logical_or(self.terminated, self.truncated)
+
 
 STEP_FIELDS = tuple(name for name in Trajectory._fields if name != "final_obs")
 """Fields that a trajectory holds for every step."""
+
+
+class Row(NamedTuple):
+    """Where one episode stands."""
+
+    state: Any  # of the environment
+    obs: jax.Array  # [*O]
+    policy_state: Any  # the policy's carry
+    length: jax.Array  # [] int32, live steps so far
+    terminated: jax.Array  # [] bool
+    truncated: jax.Array  # [] bool
+
+    @property
+    def live(self) -> jax.Array:
+        """Whether the episode goes on."""
+        return ~(self.terminated | self.truncated)
 
 
 class Rows(NamedTuple):
@@ -60,9 +81,9 @@ def episodes(
 
     An ended row keeps its last observation, and stepping stops once every row has ended.
     Where rows are stepped some at a time (`backends.Backend.live_rows`), ended ones make room for
-    others, so that the cost follows the live steps; otherwise it follows the longest episode. Each
-    row has a key of its own, and does not depend on the rows beside it: vmapped calls with the same
-    parameters are one call with the rows of all.
+    others, so that the cost follows the live steps; otherwise it follows the longest episode. Rows
+    have keys of their own and do not depend on each other: vmapped calls that share their
+    parameters run as one call with the rows of all.
 
     Args:
       key: typed PRNG key.
@@ -99,41 +120,38 @@ def episodes(
         def begin(key):
             reset_key, *step_keys = jax.random.split(key, 3)
             obs, state = env.reset_env(reset_key, env_params)
-            end = jnp.int32(0), jnp.bool_(False), jnp.bool_(False)
-            return (state, obs, policy.initial_state(), end, jnp.bool_(True)), step_keys
+            ended = jnp.bool_(False)
+            return Row(state, obs, policy.initial_state(), jnp.int32(0), ended, ended), step_keys
 
         def act(row):
-            _, obs, policy_state, *_ = row
-            return policy.step(params, policy_state, obs)
+            return policy.step(params, row.policy_state, row.obs)
 
         def follow(row, acted, time, keys):
-            state, obs, _, end, live = row
             action_key, env_key = keys
             policy_state, distribution = acted
             action = distribution.sample(action_key)
-            next_state, next_obs, record = advance(env_key, distribution, action, state, obs)
+            state, obs, record = advance(env_key, distribution, action, row.state, row.obs)
             window_ends = (time == horizon - 1) & ~record.terminated
-            next_end = time + 1, record.terminated, record.truncated | window_ends
+            reached = obs, time + 1, record.terminated, record.truncated | window_ends
+            kept = row.obs, row.length, row.terminated, row.truncated
+            obs, *end = choose(row.live, reached, kept)
             record = record._replace(**dict.fromkeys(dropped))
-            obs, end = choose(live, (next_obs, next_end), (obs, end))
-            return (next_state, obs, policy_state, end, live & ~(end[1] | end[2])), record
+            return Row(state, obs, policy_state, *end), record
 
         rows = jax.vmap(begin)(keys)
         sizes = stepping.widths(len(keys), alone=len(keys) == share)
         rows, records = stepping.while_live(Step(act, follow), *rows, horizon, sizes)
-        _, final_obs, _, end, _ = rows
-        length, terminated, truncated = (x[:, None] for x in end)
-        time = jnp.arange(horizon)[None]
+        left = rows.length[:, None] - jnp.arange(horizon)[None]
         found = {
-            "mask": (time < length).astype(jnp.result_type(float)),
-            "terminated": terminated & (time == length - 1),
-            "truncated": truncated & (time == length - 1),
+            "mask": (left > 0).astype(jnp.result_type(float)),
+            "terminated": rows.terminated[:, None] & (left == 1),
+            "truncated": rows.truncated[:, None] & (left == 1),
         }
         wanted = {name: x for name, x in found.items() if name in fields}
-        return records._replace(final_obs=final_obs, **wanted)
+        return records._replace(final_obs=rows.obs, **wanted)
 
     keys = jax.random.split(key, num_episodes)
-    return sharding.over_rows(batching.together(play), mesh)(traced, keys)
+    return sharding.over_rows(batching.merge_vmap(play), mesh)(traced, keys)
 
 
 def start(key: jax.Array, env: Any, env_params: Any, policy: Policy, *, num_rows: int) -> Rows:
@@ -168,7 +186,7 @@ def start(key: jax.Array, env: Any, env_params: Any, policy: Policy, *, num_rows
     if isinstance(space, spaces.Discrete | spaces.Box):
         dtype = jnp.result_type(float) if isinstance(space, spaces.Box) else space.dtype
         like = jax.eval_shape(step, key, jax.ShapeDtypeStruct(space.shape, dtype))
-    # A first window that left them in other or stronger types would have the second compile anew.
+    # Else a first window would leave them in other or stronger types, and the second compile anew.
     strong = lambda x, like: x.astype(like.dtype)
     state, obs = jax.tree.map(strong, (state, obs), like)
     policy_state, elapsed = jax.tree.map(strong, others, others)
@@ -218,10 +236,10 @@ def segments(
     _check_fields(fields)
     sharding.check("num_rows", len(carry.elapsed), mesh)
 
-    learned, refill = batching.split(params, Tracer)
+    traced, restore = batching.split(params, Tracer)
 
-    @batching.seldom
-    def begin_if(key):
+    @batching.lazy_select
+    def restart_where(key):
         obs, state = env.reset_env(key, env_params)
         return state, obs, policy.initial_state()
 
@@ -239,18 +257,18 @@ def segments(
         action = distribution.sample(action_key)
         next_state, next_obs, record = advance(env_key, distribution, action, state, obs)
         record = record._replace(final_obs=next_obs.astype(obs.dtype))
-        ends = record.terminated | record.truncated
+        ends = record.boundary
         window_ends = (time == horizon - 1) & ~record.terminated
         record = record._replace(truncated=record.truncated | window_ends)
         record = record._replace(**dict.fromkeys(dropped))
         following = next_state, next_obs, policy_state
-        state, obs, policy_state = begin_if(ends, following, reset_key)
+        state, obs, policy_state = restart_where(ends, following, reset_key)
         return (state, obs, policy_state, jnp.where(ends, 0, elapsed + 1)), record
 
     def play(whole, keys, *rows):
-        learned, time = whole
+        traced, time = whole
         step_keys = list(jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0))
-        step = Step(partial(act, refill(learned)), follow)
+        step = Step(partial(act, restore(traced)), follow)
         rows, records = stepping.window(step, rows, step_keys, time, horizon)
         if "mask" in fields:
             mask = jnp.ones((len(keys), horizon), jnp.result_type(float))
@@ -258,7 +276,7 @@ def segments(
         return rows, records
 
     keys, (*rows, time) = jax.random.split(key, len(carry.elapsed)), carry
-    rows, trajectory = sharding.over_rows(play, mesh)((learned, time), keys, *rows)
+    rows, trajectory = sharding.over_rows(play, mesh)((traced, time), keys, *rows)
     return trajectory, Rows(*rows, time=time + horizon)
 
 

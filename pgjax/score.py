@@ -18,10 +18,10 @@ GradientFn = Callable[[jax.Array, Params], tuple[Params, Metrics]]
 class StatefulGradientFn(NamedTuple):
     """A gradient that carries something from step to step: environments, a running baseline."""
 
-    init: Callable[[jax.Array, Params], Any]  # (key, params) -> state
-    step: Callable[
-        ..., tuple[Params, Any, Metrics]
-    ]  # (key, params, state) -> (grad, state, metrics)
+    init: Callable[[jax.Array, Params], Any]
+    """`(key, params) -> state`"""
+    step: Callable[[jax.Array, Params, Any], tuple[Params, Any, Metrics]]
+    """`(key, params, state) -> (gradient, state, metrics)`"""
 
 
 def surrogate(log_prob: jax.Array, weight: jax.Array) -> jax.Array:

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from pgjax import ahead, backends, batching, chunks
 from pgjax.batching import choose, expand
 
-NARROW = 128
-"""Most bytes kept of a row's step for which a block of steps is put together before it is stored,
-and what follows an action made one function: wide observations are stored at once, as they are."""
+SMALL_RECORD = 128
+"""Most bytes of a step's record for which the records of a block are gathered, in one fused
+function, and stored together; larger ones, such as images, are stored at every step."""
 LEAST_PART = 8
-"""Number of rows below which fewer take no less time to step."""
+"""Stepping fewer rows than this saves no time."""
 
 
 class Step(NamedTuple):
@@ -32,12 +32,12 @@ def widths(num_rows: int, alone: bool = True) -> tuple[int, ...]:
       num_rows: all of them.
       alone: whether they are the rows of one call, not of several made as one.
     """
-    layout = backends.current()
-    width = min(num_rows, layout.live_rows or num_rows)
-    part = width // layout.live_parts
-    # For just as many rows, as in the default run on two devices, parts would take longer to
-    # compile and solve the task no sooner.
-    fits = num_rows == layout.live_rows and alone
+    backend = backends.current()
+    width = min(num_rows, backend.live_rows or num_rows)
+    part = width // backend.live_parts
+    # Where exactly all rows fit, as in the default run on two devices, parts would only add to the
+    # time that compilation takes.
+    fits = num_rows == backend.live_rows and alone
     return (width, part) if LEAST_PART <= part < width and not fits else (width,)
 
 
@@ -51,7 +51,7 @@ def while_live(
 
     Args:
       step: of one row.
-      rows: where they stand, `[N, ...]`; the last entry is `live`.
+      rows: where they stand, `[N, ...]`, with `live [N]`.
       keys: `[N]` each, typed.
       horizon: T.
       sizes: how many are stepped side by side, and of those left over (`widths`).
@@ -59,7 +59,7 @@ def while_live(
     Returns:
       The rows after it, and records `[N, T, ...]`, zero where a row was not live.
     """
-    num_rows = len(rows[-1])
+    num_rows = len(rows.live)
     width, *parts = sizes
     # Vmapped batches may need both widths in one block: a part costs little beside all rows.
     spare = parts[0] if parts and width == num_rows else None
@@ -68,9 +68,8 @@ def while_live(
     rows, records = _blank(step, rows, keys, horizon)
 
     def follow(row, acted, time, keys):
-        *_, live = row
-        row, record = step.follow(row, acted, time, keys)
-        return row, (live, record)
+        after, record = step.follow(row, acted, time, keys)
+        return after, (row.live, record)
 
     noting = Step(step.act, follow)
 
@@ -115,11 +114,11 @@ def while_live(
             return jax.tree.map(keep, rows, own), records
 
         loop = (rows, records)
-        return index + 1, *chunks.fold(play_chunk, loop, rows[-1], [width, *parts], spare)
+        return index + 1, *chunks.fold(play_chunk, loop, rows.live, [width, *parts], spare)
 
     def go_on(loop):
-        index, (*_, live_rows), _ = loop
-        return (index < num_blocks) & batching.any_of_all(live_rows)
+        index, rows, _ = loop
+        return (index < num_blocks) & batching.any_across_vmap(rows.live)
 
     _, rows, records = jax.lax.while_loop(go_on, play_block, (jnp.int32(0), rows, records))
     return rows, records
@@ -201,7 +200,10 @@ def _play(step, rows, records, keys, start, num_steps, store, origin: Any = 0):
     def draw_all(time):
         return jax.vmap(lambda *keys: draw([jax.random.fold_in(key, time) for key in keys]))(*keys)
 
-    noise = batching.map_small(draw_all, origin + times)
+    backend = backends.current()
+    # A loop saves memory, and passes over it, where the loop itself costs nothing.
+    in_turn = jax.lax.map if backend.fused_loops else lambda function, xs: jax.vmap(function)(xs)
+    noise = in_turn(draw_all, origin + times)
 
     def follow_all(index, rows, acted):
         time, drawn = jax.tree.map(lambda x: x[index], (times, noise))
@@ -226,9 +228,8 @@ def _play(step, rows, records, keys, start, num_steps, store, origin: Any = 0):
         return batching.once(note, index, (rows, block))
 
     num_bytes = sum(x.dtype.itemsize * math.prod(x.shape[2:]) for x in jax.tree.leaves(records))
-    known = backends.current()
-    if not known.fused_loops or num_bytes > NARROW:
-        unroll = min(known.unroll, num_steps)
+    if not backend.fused_loops or num_bytes > SMALL_RECORD:
+        unroll = min(backend.unroll, num_steps)
         return jax.lax.fori_loop(0, num_steps, step_and_store, (rows, records), unroll=unroll)
     _, record = jax.eval_shape(lambda rows: follow_all(0, rows, jax.vmap(step.act)(rows)), rows)
     blank = lambda x: jnp.zeros((num_steps, *x.shape), x.dtype)

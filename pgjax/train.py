@@ -57,10 +57,10 @@ def step(
 
         theta <- theta + optimizer(gradient)
 
-    Gradients ascend and optax descends: the sign is turned here and nowhere else. A gradient whose
+    Gradients ascend and optax descends: the sign is flipped here and nowhere else. A gradient whose
     squares have no finite sum, or that leads to params that are not finite, is skipped and counted:
     params, optimiser and whatever the gradient carries stay as they were, so that the next step
-    tries again from there with another key. An optimiser that divides by squares that it remembers
+    tries again from there with another key. An optimiser that accumulates squares, such as Adam,
     would stand still for good after one that overflows.
 
     Args:
@@ -92,7 +92,7 @@ def step(
         (params, opt_state, gradient_state),
         (state.params, state.opt_state, state.gradient_state),
     )
-    of_tree = batching.one_at_a_time(lambda tree: jnp.linalg.norm(_flat(tree)))
+    of_tree = batching.sequential_vmap(lambda tree: jnp.linalg.norm(_flat(tree)))
     norm = lambda tree: of_tree(jax.lax.stop_gradient(tree))
     metrics = metrics | {
         "gradient_norm": norm(gradient),

@@ -94,7 +94,7 @@ def test_the_audit_is_numpy_on_materialised_gradients(size, chunk_size):
     same(float(result.effective_sample_size), size / (1 + float(result.cv2)))
     if size > 2:
         found = moments(result.blocks)
-        same(found.rows, jackknife(lambda x: x.mean(0), rows))
+        same(found.influences, jackknife(lambda x: x.mean(0), rows))
         same(found.log_trace, jackknife(lambda x: np.log(np.trace(np.cov(x.T))), rows))
 
 
@@ -620,7 +620,7 @@ def test_intervals_of_a_length_hold_it_where_the_noise_is_in_one_direction():
         estimate = squared_length(found.mean, found, None, reach)
         held += estimate.low <= mean @ mean <= estimate.high
         # Negative control: the variance along the mean that was found.
-        half = reach * 2 * np.linalg.norm(found.rows @ found.mean)
+        half = reach * 2 * np.linalg.norm(found.influences @ found.mean)
         control += abs(estimate.value - mean @ mean) <= half
     slack = 3.5 * np.sqrt(0.05 * 0.95 / repetitions)
     assert abs(held / repetitions - 0.95) < slack
@@ -643,7 +643,7 @@ def test_naive_intervals_of_a_squared_bias_are_not_calibrated():
     for _ in range(600):
         found = moments(summed(rng.normal(size=(SIZE, 1))))
         value = float(found.mean @ found.mean) - found.trace / found.count
-        error = np.linalg.norm(2 * found.rows @ found.mean)
+        error = np.linalg.norm(2 * found.influences @ found.mean)
         held += abs(value) <= reach * np.hypot(error, np.sqrt(2) * found.trace / found.count)
         estimate = squared_length(found.mean, found, None, reach)
         inverted += estimate.low <= 0 <= estimate.high

@@ -13,8 +13,10 @@ from pgjax.lab.config import Config
 
 LAYOUTS = {
     "accelerator": backends.GPU,
-    "small blocks": backends.CPU._replace(rows=4, live_rows=4, unroll=2, chunk_size=8, seldom=2),
-    "loops of many programs": backends.CPU._replace(fused_loops=False, seldom=None),
+    "small blocks": backends.CPU._replace(
+        rows=4, live_rows=4, unroll=2, chunk_size=8, lazy_calls=2
+    ),
+    "loops of many programs": backends.CPU._replace(fused_loops=False, lazy_calls=None),
     "one chunk": backends.CPU._replace(chunk_size=10**6, rows=None, live_rows=None, in_turn=False),
 }
 

@@ -17,7 +17,7 @@ def halvings(x, limit):
 
 def test_in_turn_is_the_same_as_side_by_side():
     x, limit = jnp.array([1.0, 8.0, 100.0]), jnp.array([2.0, 1.0, 3.0])
-    apply = batching.one_at_a_time(halvings)
+    apply = batching.sequential_vmap(halvings)
     for axes, limits in ((0, limit), (None, 1.5)):
         expected = jax.vmap(halvings, (0, axes))(x, limits)
         found = jax.jit(jax.vmap(apply, (0, axes)))(x, limits)
@@ -26,7 +26,7 @@ def test_in_turn_is_the_same_as_side_by_side():
 
 def test_it_may_be_vmapped_twice_and_not_at_all():
     x = jnp.arange(1.0, 7.0).reshape(2, 3)
-    apply = lambda x: batching.one_at_a_time(halvings)(x, 1.0)
+    apply = lambda x: batching.sequential_vmap(halvings)(x, 1.0)
     expected = jax.vmap(jax.vmap(lambda x: halvings(x, 1.0)))(x)
     jax.tree.map(np.testing.assert_array_equal, jax.vmap(jax.vmap(apply))(x), expected)
     assert apply(8.0) == {"count": 3, "rest": 1.0}
@@ -38,7 +38,7 @@ def test_what_it_closes_over_may_be_vmapped_too(jit):
     table = jnp.array([0.0, 1.0])
 
     def run(x, limit):
-        apply = batching.one_at_a_time(lambda x: halvings(x + table[0], limit * table[1]))
+        apply = batching.sequential_vmap(lambda x: halvings(x + table[0], limit * table[1]))
         return apply(x)
 
     expected = jax.vmap(halvings)(x, limit)
@@ -52,7 +52,7 @@ def test_plain_numbers_stay_constants():
     def branches(x, power):
         return x if power == 1 else x**power  # a traced power could not be asked
 
-    found = jax.vmap(lambda x: batching.one_at_a_time(branches)(x, 1))(jnp.arange(3.0))
+    found = jax.vmap(lambda x: batching.sequential_vmap(branches)(x, 1))(jnp.arange(3.0))
     np.testing.assert_array_equal(found, [0.0, 1.0, 2.0])
 
 
@@ -60,7 +60,9 @@ def test_plain_numbers_stay_constants():
 def test_a_call_gives_the_same_bits_however_many_there_are(num):
     weight = jax.random.normal(jax.random.key(0), (64, 64))
     x = jax.random.normal(jax.random.key(1), (8, 300, 64))
-    together = jax.jit(jax.vmap(batching.one_at_a_time(lambda x: jnp.sum(jnp.tanh(x @ weight), 0))))
+    together = jax.jit(
+        jax.vmap(batching.sequential_vmap(lambda x: jnp.sum(jnp.tanh(x @ weight), 0)))
+    )
     np.testing.assert_array_equal(together(x[:num]), together(x)[:num])
 
 
@@ -78,7 +80,7 @@ def test_blocks_are_vmap(num, size):
 
 def test_a_block_stops_when_its_own_calls_are_done():
     def steps_of_all(limit):
-        go_on = lambda count: batching.any_of_all(count < limit)
+        go_on = lambda count: batching.any_across_vmap(count < limit)
         return jax.lax.while_loop(go_on, lambda count: count + 1, 0)
 
     limits = jnp.array([1, 2, 9, 3])
@@ -93,7 +95,7 @@ def test_vmapped_calls_are_made_as_one_where_they_share_the_whole():
         calls.append(len(rows["x"]))
         return {"y": whole * rows["x"] + rows["z"]}
 
-    apply = batching.together(function)
+    apply = batching.merge_vmap(function)
     x, z, whole = jnp.arange(12.0).reshape(3, 4), jnp.ones(4), jnp.array([1.0, 2.0, 3.0])
     run = lambda whole, x: apply(whole, {"x": x, "z": z})["y"]
     np.testing.assert_array_equal(run(2.0, x[0]), 2 * x[0] + 1)
@@ -116,7 +118,7 @@ def test_calls_that_close_over_what_is_vmapped_are_vmapped():
 
     def run(scale, x):
         function = lambda _, x: calls.append(len(x)) or scale * x
-        return batching.together(function)((), x)
+        return batching.merge_vmap(function)((), x)
 
     x, scale = jnp.arange(12.0).reshape(3, 4), jnp.array([1.0, 2.0, 3.0])
     np.testing.assert_array_equal(jax.vmap(run)(scale, x), scale[:, None] * x)
@@ -125,12 +127,12 @@ def test_calls_that_close_over_what_is_vmapped_are_vmapped():
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0), (3, 4, 0)])
 def test_calls_made_as_one_may_be_empty(shape):
-    apply = batching.together(lambda _, x: x + 1)
+    apply = batching.merge_vmap(lambda _, x: x + 1)
     assert jax.vmap(lambda x: apply((), x))(jnp.zeros(shape)).shape == shape
 
 
 def test_calls_made_as_one_can_be_differentiated():
-    apply = batching.together(lambda whole, x: jnp.sin(whole * x))
+    apply = batching.merge_vmap(lambda whole, x: jnp.sin(whole * x))
     x, whole = jnp.arange(12.0).reshape(3, 4), jnp.float32(0.5)
     of_all = lambda whole: jax.vmap(lambda x: apply(whole, x))(x)
     expected = x * jnp.cos(whole * x)
@@ -149,7 +151,7 @@ def test_seldom_needed_work_is_done_where_it_is_needed():
         jax.debug.callback(called.append, x)
         return {"sum": x + y, "index": jnp.int8(y)}
 
-    apply = batching.seldom(slow)
+    apply = batching.lazy_select(slow)
     x, otherwise = jnp.arange(200.0), {"sum": -jnp.ones(200), "index": jnp.zeros(200, jnp.int32)}
     needed = x % 5 == 3
     run = jax.vmap(apply, (0, 0, 0, None))
@@ -163,12 +165,12 @@ def test_seldom_needed_work_is_done_where_it_is_needed():
     assert one["sum"] == 3 and one["index"] == 2
 
 
-@pytest.mark.parametrize("seldom", [2, None])
-def test_seldom_needed_work_may_close_over_what_is_vmapped(seldom, laid_out):
-    laid_out(backends.CPU._replace(seldom=seldom))
+@pytest.mark.parametrize("lazy_calls", [2, None])
+def test_seldom_needed_work_may_close_over_what_is_vmapped(lazy_calls, laid_out):
+    laid_out(backends.CPU._replace(lazy_calls=lazy_calls))
 
     def run(scale, needed, x):
-        apply = batching.seldom(lambda x: scale * x)
+        apply = batching.lazy_select(lambda x: scale * x)
         return jax.vmap(lambda needed, x: apply(needed, -1.0, x))(needed, x)
 
     scale, x = jnp.array([1.0, 2.0, 3.0]), jnp.arange(15.0).reshape(3, 5)
@@ -177,22 +179,22 @@ def test_seldom_needed_work_may_close_over_what_is_vmapped(seldom, laid_out):
 
 
 def test_seldom_needed_work_may_be_vmapped_twice():
-    apply = batching.seldom(lambda x: x + 1)
+    apply = batching.lazy_select(lambda x: x + 1)
     needed, x = jax.random.bernoulli(jax.random.key(0), 0.3, (3, 100)), jnp.ones((3, 100))
     found = jax.jit(jax.vmap(jax.vmap(apply)))(needed, jnp.zeros((3, 100)), x)
     np.testing.assert_array_equal(found, 2 * needed)
 
 
-@pytest.mark.parametrize("seldom", [7, None])
+@pytest.mark.parametrize("lazy_calls", [7, None])
 @pytest.mark.parametrize("rows", [50, 1])
-def test_what_seldom_needed_work_shares_is_that_of_its_own_calls(rows, seldom, laid_out):
+def test_what_seldom_needed_work_shares_is_that_of_its_own_calls(rows, lazy_calls, laid_out):
     """Vmapped over runs, rows and copies: some arguments are of all, of a run, or of a row."""
-    laid_out(backends.CPU._replace(seldom=seldom))
+    laid_out(backends.CPU._replace(lazy_calls=lazy_calls))
 
     def call(needed, of_all, of_run, of_row, key):
         noise = jax.random.uniform(key)
         work = lambda *args: jnp.stack([*args[:-1], jax.random.uniform(args[-1])])
-        return batching.seldom(work)(needed, -jnp.ones(4), of_all, of_run, of_row, key), noise
+        return batching.lazy_select(work)(needed, -jnp.ones(4), of_all, of_run, of_row, key), noise
 
     of_rows, copies = jax.vmap(call, (0, None, None, 0, 0)), (0, None, None, None, 0)
     function = jax.vmap(jax.vmap(of_rows, copies), (0, None, 0, 0, 0))
@@ -208,7 +210,7 @@ def test_what_seldom_needed_work_shares_is_that_of_its_own_calls(rows, seldom, l
 
 
 def test_seldom_needed_work_may_have_entries_of_no_size():
-    work = batching.seldom(lambda x: {"x": 2 * x, "nothing": jnp.zeros((0, 3))})
+    work = batching.lazy_select(lambda x: {"x": 2 * x, "nothing": jnp.zeros((0, 3))})
     otherwise = lambda x: {"x": x, "nothing": jnp.zeros((0, 3))}
     run = lambda x: work(x > 2, otherwise(x), x)
     found = jax.vmap(jax.vmap(run))(jnp.arange(6.0).reshape(2, 3))
@@ -220,16 +222,9 @@ def test_seldom_needed_work_may_be_that_of_very_many():
     """As many as the square root of what an index can hold, and more."""
     num = 50_000
     needed = jnp.arange(num) % 1000 == 7
-    apply = jax.vmap(batching.seldom(lambda x: x + 1))
+    apply = jax.vmap(batching.lazy_select(lambda x: x + 1))
     found = jax.jit(apply)(needed, jnp.zeros(num), jnp.arange(num))
     np.testing.assert_array_equal(found, np.where(needed, np.arange(num) + 1, 0))
-
-
-@pytest.mark.parametrize("fused_loops", [True, False])
-def test_a_map_of_small_operations_is_a_map(fused_loops, laid_out):
-    laid_out(backends.CPU._replace(fused_loops=fused_loops))
-    found = jax.jit(lambda x: batching.map_small(jnp.square, x))(jnp.arange(5))
-    np.testing.assert_array_equal(found, np.arange(5) ** 2)
 
 
 def note(index, carry):

@@ -7,7 +7,7 @@ import pytest
 
 from pgjax import backends, batching, chunks
 
-OTHERWISE = backends.CPU._replace(fused_loops=False, seldom=None)
+OTHERWISE = backends.CPU._replace(fused_loops=False, lazy_calls=None)
 """Where a loop of small operations costs more than they do."""
 
 MASKS = {
@@ -43,7 +43,7 @@ def chunks_of(mask, *sizes):
 )
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 def test_a_fold_sees_every_live_entry_once_and_in_order(mask, sizes, slab, monkeypatch):
-    monkeypatch.setattr(chunks, "SLAB", slab)
+    monkeypatch.setattr(chunks, "SEARCHED", slab)
     seen = sum((live for _, live in chunks_of(mask, *sizes)), [])
     assert seen == np.nonzero(mask.ravel())[0].tolist()
 

@@ -13,7 +13,7 @@ import pytest
 from pgjax import chunks, environments, estimators, gradients, policies, rollout, train
 from pgjax.environments import MDP
 from pgjax.estimators import Hyper, estimator
-from pgjax.gradients.samples import Live, Term, accumulate
+from pgjax.gradients.samples import Selection, Term, accumulate
 
 from .test_segments import LOGITS, remembers, walk
 
@@ -377,13 +377,13 @@ def test_an_update_needs_little_beside_its_trajectory(rows, form, baseline, most
         return analysis.temp_size_in_bytes / (num * horizon * bytes_of_step)
 
     assert 1 < times_the_trajectory() < most
-    monkeypatch.setattr(chunks, "SLAB", 10**6)
+    monkeypatch.setattr(chunks, "SEARCHED", 10**6)
     assert times_the_trajectory() > most
 
 
 def test_a_sum_over_very_many_chunks_is_not_worn_away():
     """One after the other, a hundred thousand tenths in float32 make 9998.6."""
-    live = Live(jnp.ones(10**5, bool), 1)
+    live = Selection(jnp.ones(10**5, bool), 1)
     tenths = jnp.full(10**5, 0.1)
     sum_of = lambda x, valid: jnp.sum(valid * x)
     (total,) = accumulate(live, Term(sum_of, tenths, like=jnp.zeros(())))

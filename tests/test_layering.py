@@ -19,7 +19,7 @@ LAYERS = (
     {"ahead", "backends", "checks", "cost"},
     {"batching", "sharding"},
     {"chunks"},
-    {"score", "distributions", "returns", "baselines", "stepping"},
+    {"distributions", "networks", "returns", "baselines", "stepping", "score"},
     {"heads", "policies", "environments", "estimators"},
     {"rollout", "restarts"},
     {"gradients", "exact"},

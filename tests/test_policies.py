@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pgjax import distributions, environments, policies
+from pgjax import distributions, environments, networks, policies
 
 CONTINUOUS = "PointRobot-misc"
 FITS = [
@@ -82,7 +82,7 @@ def test_tabular_params_are_logits():
     ],
 )
 def test_all_mass_of_a_greedy_policy_is_on_the_mode(distribution, x, probs):
-    greedy = policies.Greedy(distribution)
+    greedy = distributions.Greedy(distribution)
     found = greedy.log_prob(jnp.array(x))
     np.testing.assert_array_equal(found, [[-np.inf], [0], [-np.inf]][: len(x)])
     if probs is not None:
@@ -96,7 +96,7 @@ def test_a_greedy_policy_has_no_probability_outside_the_table():
 
 
 def test_a_greedy_continuous_policy_has_no_density():
-    greedy = policies.Greedy(distributions.normal(jnp.zeros(3), 1.0))
+    greedy = distributions.Greedy(distributions.normal(jnp.zeros(3), 1.0))
     np.testing.assert_array_equal(greedy.log_prob(jnp.ones(3)), np.zeros(3))
     assert not hasattr(greedy, "probs")
 
@@ -174,7 +174,7 @@ def test_the_product_has_all_the_derivatives_of_one(shape, outputs):
     key = jax.random.key(0)
     x, kernel = jax.random.normal(key, shape), jax.random.normal(key, (3, outputs))
     of = lambda product: lambda x, kernel: jnp.sum(jnp.tanh(product(x, kernel)) ** 2)
-    ours, plain = of(policies.matmul), of(jnp.matmul)
+    ours, plain = of(networks.matmul), of(jnp.matmul)
     for derivative in (jax.grad, jax.jacfwd, jax.hessian):
         both = [derivative(function, argnums=(0, 1)) for function in (ours, plain)]
         found, expected = jax.jit(lambda *at, both=both: [each(*at) for each in both])(x, kernel)

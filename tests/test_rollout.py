@@ -326,7 +326,7 @@ def test_rows_are_the_same_however_their_steps_are_stored(horizon, widths, monke
     # Not optimised at all, as tests are compiled, the two are rounded otherwise.
     options = backends.CPU.compiler_options
     for most in (0, 10**6):  # step by step, and by blocks
-        monkeypatch.setattr(stepping, "NARROW", most)
+        monkeypatch.setattr(stepping, "SMALL_RECORD", most)
         found.append(roll(num_episodes=40, horizon=horizon, options=options)[-1])
     jax.tree.map(np.testing.assert_array_equal, *found)
 
@@ -336,7 +336,7 @@ def test_rows_are_the_same_however_their_steps_are_stored(horizon, widths, monke
 def test_what_an_environment_does_after_its_end_is_not_seen(widths, most, monkeypatch):
     """Ended rows are stepped on until their block is over; here, all that gives is NaN."""
     step_few(monkeypatch, *widths)
-    monkeypatch.setattr(stepping, "NARROW", most)
+    monkeypatch.setattr(stepping, "SMALL_RECORD", most)
     env, env_params, policy, params, expected = roll(num_episodes=40, horizon=60)
     inner = type(env)
     after_end = []

@@ -23,7 +23,17 @@ class Comparison(NamedTuple):
 def compare(first: Audit, second: Audit) -> Comparison:
     """Ratios of two audits on common random numbers, first over second.
 
+        trace_1 / trace_2,   mse_1 / mse_2,   work_1 / work_2,   work = trace x cost
+
     Blocks are left out of both at once, so that what the two have in common cancels.
+
+    Args:
+      first: an audit.
+      second: another, with the same key, number of replicates, level and reference.
+
+    Returns:
+      A `Comparison`; the mean squared errors need a reference, and the environment steps
+      gradients that report them. Ratios below one are in favour of the first.
 
     Raises:
       ValueError: audits whose key, number of replicates, level or reference differ.
@@ -37,18 +47,18 @@ def compare(first: Audit, second: Audit) -> Comparison:
         raise ValueError("audits can be compared only if they have the same reference")
     with np.errstate(divide="ignore", invalid="ignore"):
         one, two = moments(first.blocks), moments(second.blocks)
-        reach = intervals.quantile(first.level, len(one.rows) - 1)
-        ratio, rows = float(np.divide(one.trace, two.trace)), one.log_trace - two.log_trace
-        trace = intervals.log_linear(ratio, rows, reach)
+        t_quantile = intervals.quantile(first.level, len(one.influences) - 1)
+        ratio, influences = float(np.divide(one.trace, two.trace)), one.log_trace - two.log_trace
+        trace = intervals.log_linear(ratio, influences, t_quantile)
         mse, work = None, None
         if first.mse is not None and second.mse is not None:
             both = _log_mse(first) - _log_mse(second)
             mean_squares = float(np.divide(first.mse.value, second.mse.value))
-            mse = intervals.log_linear(mean_squares, both, reach)
+            mse = intervals.log_linear(mean_squares, both, t_quantile)
         if first.env_steps is not None and second.env_steps is not None:
-            both = rows + np.asarray(one.log_env_steps) - np.asarray(two.log_env_steps)
+            both = influences + np.asarray(one.log_env_steps) - np.asarray(two.log_env_steps)
             steps = np.divide(first.env_steps.value, second.env_steps.value)
-            work = intervals.log_linear(float(ratio * steps), both, reach)
+            work = intervals.log_linear(float(ratio * steps), both, t_quantile)
         seconds = intervals.product(first.seconds, intervals.inverse(second.seconds))
         return Comparison(trace, mse, work, intervals.product(trace, seconds))
 
@@ -66,7 +76,7 @@ def _same(one: np.ndarray | Blocks | None, two: np.ndarray | Blocks | None) -> b
 
 def _log_mse(audit: Audit) -> np.ndarray:
     """Influences of the audit's own blocks, then of the reference's, on the log of its mse."""
-    found, (difference, rows) = moments(audit.blocks), deviation(audit)
-    linear = 2 * rows @ difference
-    linear[: len(found.rows)] += found.trace * found.log_trace
+    found, (difference, influences) = moments(audit.blocks), deviation(audit)
+    linear = 2 * influences @ difference
+    linear[: len(found.influences)] += found.trace * found.log_trace
     return linear / float(audit.mse or np.nan)

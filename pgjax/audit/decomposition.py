@@ -11,11 +11,9 @@ from jax.flatten_util import ravel_pytree
 from pgjax import checks, estimators, restarts
 from pgjax.audit import intervals
 from pgjax.audit.intervals import Estimate
+from pgjax.audit.replicates import BLOCKS
 from pgjax.estimators import Hyper
 from pgjax.policies import Params, Policy, check_memoryless
-
-BLOCKS = 64
-"""Number of blocks into which the episodes are cut, for the jackknife."""
 
 
 class Decomposition(NamedTuple):
@@ -187,13 +185,10 @@ def _sums(weight, returns, score) -> Sums:
 def _decomposition(blocks: Sums, level: float) -> Decomposition:
     total = Sums(*(x.sum(0) for x in blocks))
     left_out = Sums(*(x.sum(0) - x for x in blocks))
-    values, rows = _parts(total), intervals.influence(np.stack(_parts(left_out), axis=-1))
-    reach = intervals.quantile(level, len(rows) - 1) * np.sqrt(np.sum(rows**2, axis=0))
+    values, influences = _parts(total), intervals.influence(np.stack(_parts(left_out), axis=-1))
+    half = intervals.quantile(level, len(influences) - 1) * np.sqrt(np.sum(influences**2, axis=0))
     return Decomposition(
-        *(
-            Estimate(float(x), float(x - h), float(x + h))
-            for x, h in zip(values, reach, strict=True)
-        )
+        *(Estimate(float(x), float(x - h), float(x + h)) for x, h in zip(values, half, strict=True))
     )
 
 

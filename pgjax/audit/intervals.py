@@ -44,7 +44,7 @@ def influence(left_out: Any) -> np.ndarray:
     return np.sqrt(1 - 1 / len(left_out)) * (left_out - left_out.mean(0))
 
 
-def positive(value: float, rows: np.ndarray, reach: float) -> Estimate:
+def positive(value: float, influences: np.ndarray, t_quantile: float) -> Estimate:
     """Interval of a positive quantity, on a log scale and corrected for skewness.
 
     Squared gradients have long tails: the largest has often not been seen yet, and an interval
@@ -52,17 +52,17 @@ def positive(value: float, rows: np.ndarray, reach: float) -> Estimate:
 
     Args:
       value: the estimate.
-      rows: influences on its logarithm, `[B]`.
-      reach: half-width in standard errors, before the correction.
+      influences: influences on its logarithm, `[B]`.
+      t_quantile: half-width in standard errors, before the correction.
 
     Source: Hall 1992, "On the Removal of Skewness by Transformation", on jackknife values.
     """
     if value == 0:
         return Estimate(0.0, 0.0, 0.0)
-    error = np.sqrt(np.sum(rows**2))
+    error = np.sqrt(np.sum(influences**2))
     if not np.isfinite(error):
         return Estimate(float(value), 0.0, np.inf)
-    bend = _skewness(-rows) / np.sqrt(len(rows))
+    bend = _skewness(-influences) / np.sqrt(len(influences))
 
     def unbent(score):
         if abs(bend) < 1e-6:
@@ -70,21 +70,21 @@ def positive(value: float, rows: np.ndarray, reach: float) -> Estimate:
         return 3 / bend * (np.cbrt(1 + bend * (score - bend / 6)) - 1)
 
     with np.errstate(over="ignore"):
-        low, high = np.exp(-error * unbent(reach)), np.exp(-error * unbent(-reach))
+        low, high = np.exp(-error * unbent(t_quantile)), np.exp(-error * unbent(-t_quantile))
     return Estimate(float(value), float(value * low), float(value * high))
 
 
-def log_linear(value: float, rows: np.ndarray, reach: float) -> Estimate:
+def log_linear(value: float, influences: np.ndarray, t_quantile: float) -> Estimate:
     """Interval of a ratio, symmetric on a log scale.
 
     Args:
       value: the estimate, positive.
-      rows: influences on its logarithm, `[B]`.
-      reach: half-width in standard errors.
+      influences: influences on its logarithm, `[B]`.
+      t_quantile: half-width in standard errors.
     """
-    error = np.sqrt(np.sum(rows**2))
+    error = np.sqrt(np.sum(influences**2))
     with np.errstate(over="ignore"):
-        factor = np.exp(reach * error) if np.isfinite(error) else np.inf
+        factor = np.exp(t_quantile * error) if np.isfinite(error) else np.inf
     return Estimate(float(value), float(value / factor), float(value * factor))
 
 
@@ -94,10 +94,12 @@ def _skewness(x: np.ndarray) -> float:
     return float(np.mean(x**3) / spread**1.5) if spread > 0 else 0.0
 
 
-def quadratic(value: float, linear: float, slope: float, floor: float, reach: float) -> Estimate:
+def quadratic(
+    value: float, linear: float, slope: float, floor: float, t_quantile: float
+) -> Estimate:
     """Interval of a squared length that is estimated without bias.
 
-        { tau : (value - tau)^2 <= reach^2 (max(linear + slope (tau - value), 0) + floor) }
+        { tau : (value - tau)^2 <= t^2 (max(linear + slope (tau - value), 0) + floor) }
 
     The variance is evaluated at the hypothesis tau, not at the estimate. That keeps the level where
     the truth, and with it the linear part of the variance, is zero.
@@ -108,23 +110,25 @@ def quadratic(value: float, linear: float, slope: float, floor: float, reach: fl
         mu; estimated, and possibly negative.
       slope: change of that variance per unit of |mu|^2.
       floor: variance that remains at mu = 0: 2 tr V^2.
-      reach: half-width in standard errors.
+      t_quantile: half-width in standard errors, t.
     """
-    half, middle = reach * np.sqrt(floor), 0.5 * reach**2 * slope
+    half, middle = t_quantile * np.sqrt(floor), 0.5 * t_quantile**2 * slope
     # Negative only where the root is not used: there the linear part is zero at both ends.
-    root = np.sqrt(max(middle**2 + reach**2 * (linear + floor), 0.0))
+    root = np.sqrt(max(middle**2 + t_quantile**2 * (linear + floor), 0.0))
     low = middle - root if linear > slope * half else -half
     high = middle + root if linear > -slope * half else half
     return Estimate(float(value), float(value + low), float(value + high))
 
 
-def cosine(value: float, slope: float, floor: float, reach: float) -> Estimate:
+def cosine(value: float, slope: float, floor: float, t_quantile: float) -> Estimate:
     """Interval of a cosine whose variance is slope (1 - c^2) + floor at the hypothesis c.
 
-    { c : (value - c)^2 <= reach^2 (slope max(1 - c^2, 0) + floor) }
+        { c : (value - c)^2 <= t^2 (slope max(1 - c^2, 0) + floor) }
+
+    `t_quantile` is its half-width in standard errors, t.
     """
-    steep, half = 1 + reach**2 * slope, reach * np.sqrt(floor)
-    root = np.sqrt(max(value**2 - steep * (value**2 - reach**2 * slope - half**2), 0.0))
+    steep, half = 1 + t_quantile**2 * slope, t_quantile * np.sqrt(floor)
+    root = np.sqrt(max(value**2 - steep * (value**2 - t_quantile**2 * slope - half**2), 0.0))
     low, high = (value - root) / steep, (value + root) / steep
     low = value - half if abs(low) > 1 else low
     high = value + half if abs(high) > 1 else high
@@ -185,10 +189,12 @@ def product(one: Estimate, two: Estimate) -> Estimate:
 
 
 def geometric_mean(values: np.ndarray, level: float) -> Estimate:
+    """Geometric mean of independent positive numbers `[n]`; NaN where there are none."""
     if not len(values):
         return Estimate(np.nan, np.nan, np.nan)
     logs = np.log(values)
     size = len(logs)
-    rows = (np.mean(logs) - logs) / np.sqrt(size * (size - 1)) if size > 1 else np.full(1, np.nan)
-    reach = quantile(level, size - 1)
-    return positive(float(np.exp(np.mean(logs))), rows, reach)
+    influences = np.full(1, np.nan)
+    if size > 1:
+        influences = (np.mean(logs) - logs) / np.sqrt(size * (size - 1))
+    return positive(float(np.exp(np.mean(logs))), influences, quantile(level, size - 1))

@@ -185,19 +185,19 @@ def summarise(
     intervals.check_level(level)
     with np.errstate(divide="ignore", invalid="ignore"):
         found = moments(blocks)
-        reach = intervals.quantile(level, len(found.log_trace) - 1)
-        trace = intervals.positive(found.trace, found.log_trace, reach)
-        norm = squared_length(found.mean, found, None, reach)
+        t_quantile = intervals.quantile(level, len(found.log_trace) - 1)
+        trace = intervals.positive(found.trace, found.log_trace, t_quantile)
+        norm = squared_length(found.mean, found, None, t_quantile)
         snr = intervals.ratio(
             norm, trace, intervals.correlation(found.along(found.mean), found.log_trace)
         )
-        cv2 = intervals.positive(found.cv2, found.log_cv2, reach)
+        cv2 = intervals.positive(found.cv2, found.log_cv2, t_quantile)
         time_ = intervals.geometric_mean(np.asarray(seconds, np.float64), level)
         steps, work = None, None
         if found.env_steps is not None and found.log_env_steps is not None:
-            steps = intervals.positive(found.env_steps, found.log_env_steps, reach)
-            rows = found.log_trace + found.log_env_steps
-            work = intervals.positive(found.trace * found.env_steps, rows, reach)
+            steps = intervals.positive(found.env_steps, found.log_env_steps, t_quantile)
+            influences = found.log_trace + found.log_env_steps
+            work = intervals.positive(found.trace * found.env_steps, influences, t_quantile)
         size = found.count
         result = Audit(
             mean=_shaped(found.mean, like),
@@ -217,7 +217,7 @@ def summarise(
             level=level,
             blocks=blocks,
         )
-        return result if reference is None else _judged(result, found, reference, like, reach)
+        return result if reference is None else _judged(result, found, reference, like, t_quantile)
 
 
 def mean_squared_error(audit: Audit, num_averaged: int = 1) -> Estimate:
@@ -232,8 +232,8 @@ def mean_squared_error(audit: Audit, num_averaged: int = 1) -> Estimate:
     if audit.squared_bias is None:
         raise ValueError("the mean squared error needs an audit with a reference")
     found = moments(audit.blocks)
-    difference, rows = deviation(audit)
-    along = rows[: len(found.rows)] @ direction(difference)
+    difference, influences = deviation(audit)
+    along = influences[: len(found.influences)] @ direction(difference)
     trace = Estimate(*(x / num_averaged for x in audit.trace))
     squared = audit.squared_bias
     return intervals.combined(
@@ -255,12 +255,12 @@ def deviation(audit: Audit) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError("the mean squared error needs an audit with a reference")
     if isinstance(reference, Blocks):
         other = moments(reference)
-        return found.mean - other.mean, np.concatenate([found.rows, -other.rows])
-    return found.mean - reference, found.rows
+        return found.mean - other.mean, np.concatenate([found.influences, -other.influences])
+    return found.mean - reference, found.influences
 
 
 def _judged(
-    result: Audit, found: Moments, reference: np.ndarray | Blocks, like: Params, reach: float
+    result: Audit, found: Moments, reference: np.ndarray | Blocks, like: Params, t_quantile: float
 ) -> Audit:
     """The audit with all that a reference adds."""
     sides = [(result.blocks, found)]
@@ -273,8 +273,8 @@ def _judged(
     difference = found.mean - truth
     result = result._replace(
         bias=_shaped(difference, like),
-        squared_bias=squared_length(difference, found, other, reach),
-        cosine=cosine(found, other, truth, reach),
+        squared_bias=squared_length(difference, found, other, t_quantile),
+        cosine=cosine(found, other, truth, t_quantile),
         reference=reference,
     )
     tested = _test(sides, difference)

@@ -11,11 +11,11 @@ from pgjax.audit.replicates import Blocks, Sums, pilots
 
 
 class Moments(NamedTuple):
-    """Estimates in the units of the gradient; `rows` and `log_...` are influences of blocks."""
+    """Estimates in the units of the gradient; `log_...` are influences of blocks on logarithms."""
 
     count: np.float64  # replicates, N
     mean: np.ndarray  # [D]
-    rows: np.ndarray  # [B, D] on the mean; rows^T rows is the covariance of the mean
+    influences: np.ndarray  # [B, D] of blocks on the mean, I; I^T I is its covariance
     variance: np.ndarray  # [D] of each coordinate of a replicate
     covariance: np.ndarray | None  # [D, D] of a replicate
     trace: float
@@ -28,7 +28,7 @@ class Moments(NamedTuple):
 
     def along(self, vector: np.ndarray) -> np.ndarray:
         """Influences of the blocks on the mean along a vector, `[B]`."""
-        return self.rows @ direction(vector)
+        return self.influences @ direction(vector)
 
     def variance_along(self, vector: np.ndarray) -> float:
         """Variance of the mean along a vector."""
@@ -40,13 +40,13 @@ class Moments(NamedTuple):
     def pulled(self, vector: np.ndarray) -> np.ndarray:
         """V v, for the covariance V of the mean, `[D]`."""
         if self.covariance is None:
-            return self.rows.T @ (self.rows @ vector)
+            return self.influences.T @ (self.influences @ vector)
         return self.covariance @ vector / self.count
 
     def squared_covariance(self) -> float:
         """tr V^2 for the covariance V of the mean, corrected for its own noise."""
         if self.covariance is None:
-            return gram_square(self.rows)
+            return gram_square(self.influences)
         naive = np.sum(self.covariance**2)
         unbiased = (self.count * naive - self.fourth) / (self.count - 1)
         return float(max(unbiased, self.trace**2 / len(self.mean)) / self.count**2)
@@ -67,7 +67,7 @@ def moments(blocks: Blocks) -> Moments:
     found = Moments(
         count=count,
         mean=blocks.pilot + unit * centre,
-        rows=unit * intervals.influence(left.x / left.count[:, None]),
+        influences=unit * intervals.influence(left.x / left.count[:, None]),
         variance=scale * np.maximum(diagonal - centre**2, 0),
         covariance=scale * (outer - centre[:, None] * centre[None, :]) if whole else None,
         trace=unit**2 * float(_trace(total)),
@@ -87,7 +87,7 @@ def moments(blocks: Blocks) -> Moments:
 
 
 def squared_length(
-    vector: np.ndarray, found: Moments, other: Moments | None, reach: float
+    vector: np.ndarray, found: Moments, other: Moments | None, t_quantile: float
 ) -> Estimate:
     """|E v|^2 for a mean v, or a difference v of two independent means, without bias.
 
@@ -106,10 +106,10 @@ def squared_length(
     along, value = float(vector @ pulled), float(np.sum(vector**2)) - noise
     slopes = ((float(pulled @ pulled), along), (square, noise))
     steepest = max((up / run for up, run in slopes if run > 0), default=0.0)
-    return intervals.quadratic(value, 4 * (along - square), 4 * steepest, 2 * square, reach)
+    return intervals.quadratic(value, 4 * (along - square), 4 * steepest, 2 * square, t_quantile)
 
 
-def cosine(found: Moments, other: Moments | None, truth: np.ndarray, reach: float) -> Estimate:
+def cosine(found: Moments, other: Moments | None, truth: np.ndarray, t_quantile: float) -> Estimate:
     """Cosine of the expected gradient and another, corrected for bias to second order.
 
     Where the two are parallel the first-order variance vanishes, and the second-order one remains.
@@ -123,17 +123,17 @@ def cosine(found: Moments, other: Moments | None, truth: np.ndarray, reach: floa
     value, slope, across = plain, 0.0, []
     for side, own, opposite, mean in sides:
         noise, square = side.trace / side.count, np.sum(mean**2)
-        if not squared_length(mean, side, None, reach).low > noise:
+        if not squared_length(mean, side, None, t_quantile).low > noise:
             return Estimate(plain, -1.0, 1.0)
-        own_rows, sideways = side.rows @ own, opposite - plain * own
+        own_influences, sideways = side.influences @ own, opposite - plain * own
         value += 0.5 * plain * (noise - side.variance_along(own)) / square
-        value += np.sum(own_rows * (side.rows @ sideways)) / square
+        value += np.sum(own_influences * (side.influences @ sideways)) / square
         slope += np.sum(side.along(sideways) ** 2) / square
-        across.append((side.rows - own_rows[:, None] * own[None, :]) / np.sqrt(square))
-    floor = sum(gram_square(rows) for rows in across)
+        across.append((side.influences - own_influences[:, None] * own[None, :]) / np.sqrt(square))
+    floor = sum(map(gram_square, across))
     if other is not None:
         floor += 2 * np.sum((across[0] @ across[1].T) ** 2)
-    return intervals.cosine(value, slope, 0.5 * floor, reach)
+    return intervals.cosine(value, slope, 0.5 * floor, t_quantile)
 
 
 def gram_square(rows: np.ndarray) -> float:
@@ -200,5 +200,5 @@ def _spread(blocks: Blocks, centre: np.ndarray) -> float:
 def _cross(one: Moments, two: Moments) -> float:
     """tr V W of the covariances of two independent means."""
     if one.covariance is None or two.covariance is None:
-        return float(np.sum((one.rows @ two.rows.T) ** 2))
+        return float(np.sum((one.influences @ two.influences.T) ** 2))
     return float(np.sum(one.covariance * two.covariance) / (one.count * two.count))

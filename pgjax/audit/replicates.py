@@ -15,7 +15,7 @@ from pgjax.batching import expand
 from pgjax.score import GradientFn, Params
 
 BLOCKS = 64
-"""Number of blocks into which the replicates are cut, for the jackknife."""
+"""Number of blocks into which replicates, or episodes, are cut for the jackknife."""
 
 PILOT = 64
 """Replicates from which the origin and the unit of the sums are chosen, at most."""

@@ -4,7 +4,6 @@ from pgjax.environments.actions import to_action
 from pgjax.environments.linear_quadratic import (
     LQG,
     LinearQuadratic,
-    check_lqg,
     linear_quadratic,
     point_mass,
 )
@@ -17,7 +16,6 @@ __all__ = [
     "LinearQuadratic",
     "MDP",
     "TabularMDP",
-    "check_lqg",
     "linear_quadratic",
     "make",
     "names",

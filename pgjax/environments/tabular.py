@@ -43,15 +43,15 @@ class TabularParams(environment.EnvParams):
 
 
 class TabularMDP(environment.Environment[TabularState, TabularParams]):
-    """gymnax environment of a finite MDP; its parameters are the MDP's arrays."""
+    """gymnax environment of a finite MDP, `mdp`; its parameters are the arrays of that."""
 
     def __init__(self, mdp: MDP, name: str = "TabularMDP", max_steps: int | None = None):
         super().__init__()
-        self._mdp = mdp
+        self.mdp = mdp
         self._name = name
         self._max_steps = UNLIMITED if max_steps is None else max_steps
         self._seen = _seen(mdp)
-        self.num_states, self._num_actions = np.shape(mdp.transition)[:2]
+        self._num_actions = np.shape(mdp.transition)[1]
 
     @property
     def name(self) -> str:
@@ -62,19 +62,14 @@ class TabularMDP(environment.Environment[TabularState, TabularParams]):
         return self._num_actions
 
     @property
-    def mdp(self) -> MDP:
-        """What the environment was made of."""
-        return self._mdp
-
-    @property
     def default_params(self) -> TabularParams:
         return TabularParams(
             max_steps_in_episode=self._max_steps,
-            transition=jnp.asarray(self._mdp.transition, float),
-            reward=jnp.asarray(self._mdp.reward, float),
-            initial=jnp.asarray(self._mdp.initial, float),
-            terminal=jnp.asarray(self._mdp.terminal, bool),
-            observation=observations(self._mdp),
+            transition=jnp.asarray(self.mdp.transition, float),
+            reward=jnp.asarray(self.mdp.reward, float),
+            initial=jnp.asarray(self.mdp.initial, float),
+            terminal=jnp.asarray(self.mdp.terminal, bool),
+            observation=observations(self.mdp),
         )
 
     def reset_env(self, key, params):

@@ -1,6 +1,6 @@
 """A finite MDP under a policy, as the tables every exact computation starts from."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from scipy.sparse import csgraph, csr_array
 
 from pgjax import checks
 from pgjax.environments.tabular import MDP, check_mdp, observations
+from pgjax.estimators import Hyper
 from pgjax.policies import Params, Policy, check_memoryless
 
 
@@ -84,7 +85,7 @@ def check_fit(mdp: MDP, policy: Policy, params: Params) -> None:
         )
 
 
-def check_objective(mdp: MDP, policy: Policy, hyper: Any, horizon: int | None) -> None:
+def check_objective(mdp: MDP, policy: Policy, hyper: Hyper, horizon: int | None) -> None:
     """Refuses what `check`, `check_discount` and `check_horizon` do."""
     check(mdp, policy)
     check_discount(hyper)
@@ -124,12 +125,12 @@ def scores(mdp: MDP, policy: Policy, params: Params) -> jax.Array:
     return jnp.where(visited[..., None], score, 0)
 
 
-def check_discount(hyper: Any) -> None:
+def check_discount(hyper: Hyper) -> None:
     """Refuses a discount outside [0, 1]."""
     checks.within("discount", hyper.discount, 0, 1)
 
 
-def is_discounted(hyper: Any) -> bool:
+def is_discounted(hyper: Hyper) -> bool:
     """Whether the discount is below one, or not known before the program runs."""
     return checks.is_traced(hyper.discount) or float(hyper.discount) < 1
 

@@ -103,7 +103,9 @@ def visits(
     return state_probs(tables, horizon) * time_weights("discounted", hyper, horizon)[:, None]
 
 
-def action_values(mdp: MDP, policy: Policy, hyper: Hyper, *, horizon: int | None):
+def action_values(
+    mdp: MDP, policy: Policy, hyper: Hyper, *, horizon: int | None
+) -> Callable[[Params, Trajectory], jax.Array]:
     """Exact Q for `gradients.all_action_gradient`: `(params, trajectory) -> [N, T, A]`.
 
     Rows have `horizon` steps; with None they are of any length, and Q is that of the infinite

@@ -1,7 +1,7 @@
 """Gradients of policies: from trajectories to a gradient, and as a `GradientFn` to train with.
 
-Those that train have no derivative in reverse mode: their loops take as many turns as there are
-live samples.
+What the constructors return has no derivative in reverse mode: how many turns its loops take
+depends on how many samples are live.
 """
 
 from pgjax.gradients.all_action import all_action_gradient

@@ -19,7 +19,7 @@ from pgjax.gradients.policy import (
     policy_part,
 )
 from pgjax.gradients.samples import accumulate, evaluate, policy_samples
-from pgjax.gradients.value import live_mean, regression, step_weights
+from pgjax.gradients.value import live_mean, regression
 from pgjax.policies import Params, Policy, ValueFunction, values_of_batch
 from pgjax.rollout import Trajectory
 from pgjax.score import GradientFn
@@ -92,7 +92,9 @@ def all_action_gradient(
 
     def ascend(params, trajectory, q):
         chex.assert_shape(q, (num_episodes, horizon, num_actions))
-        counts = step_weights(state_weighting, trajectory, hyper)[:, :, None]
+        counts = estimators.state_weights(
+            state_weighting, trajectory.boundary, trajectory.mask, hyper
+        )[:, :, None]
         weight = jnp.where(trajectory.mask[:, :, None] > 0, counts * q, 0)
         bonus = entropy_bonus(state_weighting, trajectory, hyper)
         scored = lambda distribution: _probs(distribution, num_actions)
@@ -188,5 +190,5 @@ def _lambda_return(trajectory: Trajectory, next_value: jax.Array, hyper: Hyper) 
         jnp.where(live & ~trajectory.terminated, next_value, 0),
         hyper.discount * ~trajectory.terminated,
         hyper.lambda_,
-        trajectory.terminated | trajectory.truncated,
+        trajectory.boundary,
     )

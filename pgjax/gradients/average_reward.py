@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from pgjax import checks, estimators, rollout
 from pgjax.estimators import Estimator, Hyper
 from pgjax.gradients.policy import batch_gradient, check_counts, policy_part
-from pgjax.gradients.samples import READ
+from pgjax.gradients.samples import GRADIENT_FIELDS
 from pgjax.gradients.segments import episode_ends
 from pgjax.policies import Policy, ValueFunction, has_memory
 from pgjax.rollout import Rows, Trajectory
@@ -204,7 +204,7 @@ def _window_gradient(
 
     def play(key, params, rows):
         own = policy_part(params, value_function)
-        fields = READ if value_function is None else (*READ, "final_obs")
+        fields = GRADIENT_FIELDS if value_function is None else (*GRADIENT_FIELDS, "final_obs")
         return rollout.segments(
             key, env, env_params, policy, own, rows, horizon=horizon, fields=fields
         )

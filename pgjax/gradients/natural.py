@@ -10,8 +10,7 @@ from pgjax import checks, estimators, rollout
 from pgjax.batching import expand
 from pgjax.estimators import Estimator, Hyper
 from pgjax.gradients.policy import batch_gradient, check_counts, episode_means, policy_part
-from pgjax.gradients.samples import READ, Term, accumulate, policy_samples
-from pgjax.gradients.value import step_weights
+from pgjax.gradients.samples import GRADIENT_FIELDS, Term, accumulate, policy_samples
 from pgjax.policies import Params, Policy, ValueFunction
 from pgjax.rollout import Trajectory
 from pgjax.score import GradientFn
@@ -89,10 +88,12 @@ def natural_gradient(
             own,
             num_episodes=num_episodes,
             horizon=horizon,
-            fields=READ,
+            fields=GRADIENT_FIELDS,
         )
         gradient, metrics = learn(params, trajectory)
-        weight = step_weights(estimator.state_weighting, trajectory, hyper)
+        weight = estimators.state_weights(
+            estimator.state_weighting, trajectory.boundary, trajectory.mask, hyper
+        )
         fisher = fisher_product(own, trajectory, weight, policy, chunk_size)
         damped = lambda x: _add(fisher(x), damping, x)
         natural, residual = conjugate_gradients(

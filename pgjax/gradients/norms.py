@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from pgjax import estimators
 from pgjax.estimators import Estimator, Hyper
 from pgjax.gradients.policy import check_counts
-from pgjax.gradients.samples import READ, check_fields, memories, repeat_first, resolve
+from pgjax.gradients.samples import GRADIENT_FIELDS, check_fields, memories, repeat_first, resolve
 from pgjax.gradients.value import make_steps
 from pgjax.policies import Params, Policy, has_memory
 from pgjax.rollout import Trajectory
@@ -69,7 +69,7 @@ def squared_norms(
     check_counts(chunk_size=chunk_size)
     estimators.check_hyper(hyper)
     estimators.check_no_bonus(hyper, "squared norms")
-    check_fields(trajectory, READ)
+    check_fields(trajectory, GRADIENT_FIELDS)
     params, trajectory = jax.tree.map(jnp.asarray, (params, trajectory))
     steps = make_steps(estimator, trajectory, value, next_value)
     weight = jax.lax.stop_gradient(estimators.psi(estimator, steps, hyper))

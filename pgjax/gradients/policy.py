@@ -11,8 +11,15 @@ from pgjax import batching, checks, estimators, rollout, score, sharding
 from pgjax.batching import expand
 from pgjax.distributions import Distribution
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.samples import READ, Live, Term, accumulate, check_fields, policy_samples
-from pgjax.gradients.value import make_steps, regression, step_weights, values
+from pgjax.gradients.samples import (
+    GRADIENT_FIELDS,
+    Selection,
+    Term,
+    accumulate,
+    check_fields,
+    policy_samples,
+)
+from pgjax.gradients.value import make_steps, regression, values
 from pgjax.policies import Params, Policy, ValueFunction, has_memory, values_of_batch
 from pgjax.rollout import Trajectory
 from pgjax.score import GradientFn, Metrics
@@ -61,7 +68,7 @@ def trajectory_gradient(
     Source: Williams 1992; Sutton et al. 2000; for the weights Psi, Schulman et al. 2016, eq. 1.
     """
     check_counts(chunk_size=chunk_size)
-    check_fields(trajectory, READ)
+    check_fields(trajectory, GRADIENT_FIELDS)
     estimators.check_hyper(hyper)
     params, trajectory = jax.tree.map(jnp.asarray, (params, trajectory))
     steps = make_steps(estimator, trajectory, value, next_value)
@@ -137,7 +144,7 @@ def policy_gradient(
             policy_part(params, value_function),
             num_episodes=num_episodes,
             horizon=horizon,
-            fields=READ,
+            fields=GRADIENT_FIELDS,
             mesh=mesh,
         )
         return learn(params, trajectory)
@@ -176,44 +183,47 @@ def batch_gradient(
     check_counts(chunk_size=chunk_size)
     check_estimator(estimator, hyper, value_function)
 
-    def value_row(params, trajectory):
+    def local_values(params, trajectory):
         assert value_function is not None
         return values(value_function, params, trajectory, chunk_size)
 
-    def climb(whole, trajectory, weight, bonus, policy_state, value, target):
-        params, hyper = whole
+    def local_gradient(replicated, trajectory, weight, bonus, policy_state, value, target):
+        params, hyper = replicated
         of_row = lambda x: jnp.mean(jnp.sum(x, axis=1))
         metrics = {"live": of_row(trajectory.mask)}
         if means is not None:
             metrics |= means(trajectory, hyper)
         own = policy_part(params, value_function)
-        of_policy, acted = ascent(own, trajectory, weight, bonus, policy, chunk_size, policy_state)
+        policy_term, steps_acted = ascent(
+            own, trajectory, weight, bonus, policy, chunk_size, policy_state
+        )
         if value_function is None:
-            ((gradient, log_prob),) = accumulate(acted, of_policy)
+            ((gradient, log_prob),) = accumulate(steps_acted, policy_term)
             return gradient, metrics | {"log_prob": log_prob}
         apply = values_of_batch(value_function)
         predict = lambda params, obs, action: apply(params, obs)
-        of_value, valued = regression(params["value"], trajectory, target, predict, chunk_size)
+        value_term, steps_valued = regression(
+            params["value"], trajectory, target, predict, chunk_size
+        )
         if has_memory(policy):  # its samples are rows, the value's are steps
-            uphill = accumulate(acted, of_policy) + accumulate(valued, of_value)
-        else:
-            uphill = accumulate(acted, of_policy, of_value)
-        (gradient, log_prob), value_gradient = uphill
+            sums = accumulate(steps_acted, policy_term) + accumulate(steps_valued, value_term)
+        else:  # a single search for the live ones
+            sums = accumulate(steps_acted, policy_term, value_term)
+        (gradient, log_prob), value_gradient = sums
         error = jnp.where(trajectory.mask > 0, value - target, 0)
         metrics |= {"log_prob": log_prob, "value_loss": 0.5 * of_row(error**2)}
         return {"policy": gradient, "value": value_gradient}, metrics
 
-    def parts(params, trajectory, hyper, policy_state):
+    def gradient_and_metrics(params, trajectory, hyper, policy_state):
         value = next_value = target = None
         if value_function is not None:
-            value, next_value = over_rows(value_row, mesh)(params["value"], trajectory)
+            value, next_value = over_rows(local_values, mesh)(params["value"], trajectory)
         steps = make_steps(estimator, trajectory, value, next_value)
         weight = estimators.psi(estimator, steps, hyper)
         bonus = entropy_bonus(estimator.state_weighting, trajectory, hyper)
         if value_function is not None:
             target = estimators.value_target(estimator, steps, hyper)
-        together = over_rows(climb, mesh, mean=True)
-        gradient, metrics = together(
+        gradient, metrics = over_rows(local_gradient, mesh, mean=True)(
             (params, hyper), trajectory, weight, bonus, policy_state, value, target
         )
         # Of sums over time, means over live steps.
@@ -226,7 +236,9 @@ def batch_gradient(
         return gradient, metrics
 
     def learn(params, trajectory, policy_state=None):
-        return batching.one_at_a_time(parts)(params, trajectory, hyper, policy_state)
+        return batching.sequential_vmap(gradient_and_metrics)(
+            params, trajectory, hyper, policy_state
+        )
 
     return learn
 
@@ -240,7 +252,7 @@ def ascent(
     chunk_size: int | None,
     policy_state: Any = None,
     scored: Callable[[Distribution], jax.Array] | None = None,
-) -> tuple[Term, Live]:
+) -> tuple[Term, Selection]:
     """Gradient of 1/N sum_i sum_t (weight_it scored_it + bonus_it H(pi(. | s_it))), to be summed.
 
     Along with it 1/N sum_i sum_t log pi(a_it | s_it), which costs little here: a rollout would have
@@ -286,7 +298,9 @@ def entropy_bonus(state_weighting: str, trajectory: Trajectory, hyper: Hyper) ->
     """Weight of the entropy at each step, `[N, T]`, or None where it is known to be zero."""
     if not checks.is_traced(hyper.entropy_cost) and float(hyper.entropy_cost) == 0:
         return None
-    return hyper.entropy_cost * step_weights(state_weighting, trajectory, hyper)
+    return hyper.entropy_cost * estimators.state_weights(
+        state_weighting, trajectory.boundary, trajectory.mask, hyper
+    )
 
 
 def episode_means(trajectory: Trajectory, hyper: Hyper) -> Metrics:

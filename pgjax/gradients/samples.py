@@ -13,13 +13,13 @@ from pgjax.distributions import Distribution
 from pgjax.policies import Params, Policy
 from pgjax.rollout import STEP_FIELDS, Trajectory
 
-READ = tuple(name for name in STEP_FIELDS if name != "log_prob")
+GRADIENT_FIELDS = tuple(name for name in STEP_FIELDS if name != "log_prob")
 """Fields of a step that a gradient reads; it computes log-probabilities itself."""
-PLAIN = 16
-"""Chunks added without compensation, which takes time: they are few beside the terms of each."""
+PLAIN_SUMS = 16
+"""Chunks that are summed plainly between two compensated additions, which take time."""
 
 
-class Live(NamedTuple):
+class Selection(NamedTuple):
     """Which samples count, and how many of them are evaluated at a time."""
 
     mask: jax.Array  # bool [B] or [N, T], of samples as they lie flat
@@ -65,7 +65,7 @@ def resolve(chunk_size: int | None) -> int:
     return backends.current().chunk_size if chunk_size is None else chunk_size
 
 
-def accumulate(live: Live, *terms: Term) -> list[Params]:
+def accumulate(live: Selection, *terms: Term) -> list[Params]:
     """Sums of `function(samples [B, ...], valid [B])` over the live samples.
 
     The functions must themselves be sums over samples, to which invalid ones contribute nothing.
@@ -81,7 +81,7 @@ def accumulate(live: Live, *terms: Term) -> list[Params]:
             valid = valid.astype(jnp.result_type(float))
             new, _ = ravel_pytree(term.function(chunks.take(term.samples, index), valid))
             part, number = part + new, number + 1
-            times = jnp.int32(number % PLAIN == 0)
+            times = jnp.int32(number % PLAIN_SUMS == 0)
             settled = jax.lax.fori_loop(0, times, lambda _, sums: _settle(*sums), (part, total))
             return number, *settled
 
@@ -109,7 +109,7 @@ def _settle(
     return jnp.zeros_like(part), (new, (new - old) - part)
 
 
-def evaluate(function: Callable[[Any], jax.Array], samples: Any, live: Live) -> jax.Array:
+def evaluate(function: Callable[[Any], jax.Array], samples: Any, live: Selection) -> jax.Array:
     """`function(samples [B, ...]) -> [B, ...]` of every live sample, zero at the others."""
 
     def store(index, valid, out):
@@ -125,7 +125,7 @@ def policy_samples(
     extra: Any,
     chunk_size: int | None,
     policy_state: Any = None,
-) -> tuple[Samples, Live, Callable[[Params, Samples], Distribution]]:
+) -> tuple[Samples, Selection, Callable[[Params, Samples], Distribution]]:
     """Samples, which of them are live, and a function from params and samples to distributions.
 
     Policies without memory see single steps, the others whole rows, starting from `policy_state
@@ -135,7 +135,7 @@ def policy_samples(
     samples = Samples(
         policy_state=memories(policy, policy_state, len(mask)),
         obs=trajectory.obs,
-        boundary=jnp.logical_or(trajectory.terminated, trajectory.truncated),
+        boundary=trajectory.boundary,
         action=trajectory.action,
         extra=extra,
     )
@@ -144,11 +144,11 @@ def policy_samples(
         samples = samples._replace(
             obs=fill(samples.obs), action=fill(samples.action), live=trajectory.mask
         )
-        live = Live(mask[:, 0], max(1, resolve(chunk_size) // mask.shape[1]))
+        live = Selection(mask[:, 0], max(1, resolve(chunk_size) // mask.shape[1]))
         unroll = jax.vmap(policy.unroll, (None, 0, 0, 0))
     else:
         samples = jax.tree.map(flatten, samples)
-        live = Live(mask, resolve(chunk_size))
+        live = Selection(mask, resolve(chunk_size))
         unroll = policy.unroll
     return (
         samples,

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from pgjax import estimators, rollout, sharding
 from pgjax.estimators import Estimator, Hyper
 from pgjax.gradients.policy import batch_gradient, check_counts, policy_part
-from pgjax.gradients.samples import READ
+from pgjax.gradients.samples import GRADIENT_FIELDS
 from pgjax.policies import Policy, ValueFunction
 from pgjax.rollout import Rows, Trajectory
 from pgjax.score import Metrics, StatefulGradientFn
@@ -121,7 +121,7 @@ def segment_gradient(
             own,
             state.rows,
             horizon=horizon,
-            fields=(*READ, "final_obs"),
+            fields=(*GRADIENT_FIELDS, "final_obs"),
             mesh=mesh,
         )
         gradient, metrics = learn(params, trajectory, state.rows.policy_state)
@@ -138,7 +138,7 @@ def segment_gradient(
 
 def episode_ends(trajectory: Trajectory, rows: Rows) -> jax.Array:
     """Where episodes ended, `[N, T]`; the last step is cut even if none ended there."""
-    return (trajectory.terminated | trajectory.truncated).at[:, -1].set(rows.elapsed == 0)
+    return trajectory.boundary.at[:, -1].set(rows.elapsed == 0)
 
 
 def _tally(

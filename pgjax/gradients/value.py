@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from pgjax import estimators
-from pgjax.estimators import Estimator, Hyper, Steps
-from pgjax.gradients.samples import Live, Term, check_fields, evaluate, flatten, resolve
+from pgjax.estimators import Estimator, Steps
+from pgjax.gradients.samples import Selection, Term, check_fields, evaluate, flatten, resolve
 from pgjax.policies import Params, ValueFunction, values_of_batch
 from pgjax.rollout import Trajectory
 
@@ -41,7 +41,9 @@ def values(
 
     def value_of(obs, where):
         flat = obs.reshape(where.size, *obs.shape[where.ndim :])
-        value = evaluate(lambda obs: apply(params, obs), flat, Live(where, resolve(chunk_size)))
+        value = evaluate(
+            lambda obs: apply(params, obs), flat, Selection(where, resolve(chunk_size))
+        )
         return value.reshape(where.shape).astype(dtype)
 
     value = value_of(trajectory.obs, live)
@@ -49,7 +51,7 @@ def values(
     if trajectory.final_obs.ndim < trajectory.obs.ndim:
         last = value_of(trajectory.final_obs, live[:, 0])[:, None]
     else:
-        ends |= jnp.logical_or(trajectory.terminated, trajectory.truncated)
+        ends |= trajectory.boundary
         last = value_of(trajectory.final_obs, live & ends)
     following = jnp.pad(value[:, 1:], ((0, 0), (0, 1)))
     next_value = jnp.where(live, jnp.where(ends, last, following), 0)
@@ -83,26 +85,15 @@ def make_steps(
         raise ValueError(f"{'+'.join(estimator[:2])} needs value, [N, T]")
     if next_value is None and estimators.bootstraps(estimator.form):
         raise ValueError(f"form={estimator.form!r} needs next_value, [N, T]")
-    return _steps(trajectory, value, next_value)
-
-
-def _steps(trajectory, value=None, next_value=None):
-    """Steps whose values, where there are none, are zero."""
     zeros = jnp.zeros_like(trajectory.reward)
     return Steps(
         reward=trajectory.reward,
         value=zeros if value is None else jnp.asarray(value),
         next_value=zeros if next_value is None else jnp.asarray(next_value),
         terminated=trajectory.terminated,
-        boundary=jnp.logical_or(trajectory.terminated, trajectory.truncated),
+        boundary=trajectory.boundary,
         mask=trajectory.mask,
     )
-
-
-def step_weights(state_weighting: str, trajectory: Trajectory, hyper: Hyper) -> jax.Array:
-    """How much each step counts, `[N, T]`: its state weight while the row is live, then zero."""
-    weight = estimators.state_weight(state_weighting, _steps(trajectory), hyper)
-    return (trajectory.mask > 0) * weight
 
 
 def regression(
@@ -111,7 +102,7 @@ def regression(
     target: jax.Array,
     predict: Callable[[Params, jax.Array, jax.Array], jax.Array],
     chunk_size: int | None,
-) -> tuple[Term, Live]:
+) -> tuple[Term, Selection]:
     """Gradient of -1/2 1/N sum_i sum_t (prediction_it - target_it)^2 at live steps, to be summed.
 
     Divided by the mean length of a row, it is the gradient of a mean over live steps.
@@ -134,7 +125,7 @@ def regression(
         return -0.5 * jnp.sum(valid * error**2) / num_rows
 
     gradient = lambda samples, valid: jax.grad(objective)(params, *samples, valid)
-    live = Live(trajectory.mask > 0, resolve(chunk_size))
+    live = Selection(trajectory.mask > 0, resolve(chunk_size))
     return Term(gradient, jax.tree.map(flatten, samples), like=params), live
 
 

@@ -1,7 +1,7 @@
 """How far runs have come, and the compiled calls that take them further."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -47,7 +47,7 @@ def calls(
     sizes: Iterable[int],
     hold: Callable[[], Any] = lambda: False,
 ) -> Iterator[tuple[Progress, dict[str, np.ndarray]]]:
-    """Compiled calls of so many updates each, in turn, as `call` gives each.
+    """Compiled calls of the given numbers of updates, one after another, as `call` gives each.
 
     A call begins before the results of the last one are fetched, so that devices wait neither for
     the host nor for each other. It takes over the state of the last one, unless `hold`, which is
@@ -58,8 +58,8 @@ def calls(
     for size, following in itertools.pairwise(itertools.chain(sizes, [0])):
         state, metrics = begun or train(progress.state, size)
         begun = train(state, following) if following and not hold() else None
-        progress, found = fetch(progress, size, None if begun else state, metrics)
-        yield progress, found
+        progress, metrics = fetch(progress, size, None if begun else state, metrics)
+        yield progress, metrics
 
 
 def fetch(
@@ -81,12 +81,13 @@ def sizes(config: Config, update: int = 0) -> Iterator[int]:
 
 
 def rows(
-    metrics: dict[str, np.ndarray], *, first_update: int, seeds: np.ndarray
+    metrics: dict[str, np.ndarray], labels: Sequence[dict[str, Any]], *, first_update: int
 ) -> list[dict[str, Any]]:
-    """The metrics of a call as records, one an update and run."""
+    """The metrics of a call as records, one per update and run, under the labels of the run."""
     return [
-        {"update": first_update + index, "seed": seed}
+        {"update": first_update + index}
+        | label
         | {name: values[run, index] for name, values in metrics.items()}
         for index in range(metrics["env_steps"].shape[1])
-        for run, seed in enumerate(seeds)
+        for run, label in enumerate(labels)
     ]

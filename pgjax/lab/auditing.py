@@ -207,7 +207,7 @@ def _start(setting: Setting, config: Config) -> Point:
     key = experiment.inputs([dataclasses.replace(config, seeds=1)]).init[0]
     obs = experiment.blank_observation(setting.env, setting.env_params)
     policy_key, _, _ = jax.random.split(key, 3)
-    with backends.products(config.precision):
+    with backends.matmul_precision(config.precision):
         params = setting.policy.init(policy_key, obs)
     return Point(0, 0, {"policy": params, "value": None})
 

@@ -1,5 +1,4 @@
-"""The command line: `pgjax train`, `sweep`, `evaluate`, `audit`, `plot`, `report` and
-`list`.
+"""The command line: train, sweep, evaluate, audit, plot, report and list.
 
 Only what parsing needs is imported here; JAX and the environments wait until a command runs.
 """
@@ -125,7 +124,7 @@ def _commands(defaults: Config, given: bool = False) -> dict[str, Callable[..., 
                     _before_jax(stack, (*job, timeout) if distributed else None)
                     from pgjax.lab import machine, run
 
-                    limit = None if memory_limit is None else machine.bytes_of(memory_limit)
+                    limit = None if memory_limit is None else machine.parse_bytes(memory_limit)
                     limits = {"devices": devices, "memory_limit": limit}
                     ready = (
                         run.start(settings, **limits)

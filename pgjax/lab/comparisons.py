@@ -12,7 +12,7 @@ from pgjax.lab.statistics import Scores, Summary
 
 TEST = "Mann-Whitney U, two-sided"
 MOST_SPLITS = 20_000
-"""Up to so many ways to split runs in two, a test with ties goes through all of them."""
+"""A test with ties goes through all ways to split runs in two, if there are no more than these."""
 
 CORRECTION = "Holm"
 

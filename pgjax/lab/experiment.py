@@ -38,7 +38,7 @@ NUMBERS = (
     "max_grad_norm",
     "initial_log_std",
 )
-"""Numbers that a compiled program takes as arguments, beside those of the environment."""
+"""Numbers that a compiled program takes as arguments, besides those of the environment."""
 
 
 class Inputs(NamedTuple):
@@ -90,7 +90,7 @@ def as_possible(config: Config) -> Config:
     It warns of the change.
     """
     own = backends.current().precisions
-    if config.precision in own or not backends.having(config.precision):
+    if config.precision in own or not backends.kinds_with(config.precision):
         return config
     warnings.warn(
         f"the run has precision={config.precision!r}, which this device lacks: it computes in "
@@ -222,7 +222,7 @@ def describe(config: Config) -> str:
 
 
 def each_seed(config: Config) -> list[Config]:
-    """The runs of a config, one a seed."""
+    """The runs of a config, one per seed."""
     alone = dataclasses.replace(config, seeds=1)
     return [dataclasses.replace(alone, seed=config.seed + index) for index in range(config.seeds)]
 
@@ -263,14 +263,14 @@ def in_precision(precision: str, function: Callable[..., Any]) -> Callable[..., 
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with backends.products(precision):
+        with backends.matmul_precision(precision):
             return function(*args, **kwargs)
 
     return call
 
 
 def _check_precision(precision: str) -> None:
-    own, kinds = backends.current().precisions, backends.having(precision)
+    own, kinds = backends.current().precisions, backends.kinds_with(precision)
     if precision not in own and kinds:
         raise ValueError(
             f"precision={precision!r} needs a {kinds[0].upper()}; this device has {', '.join(own)}"

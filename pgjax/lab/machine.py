@@ -105,7 +105,7 @@ def describe() -> str:
     return f"{len(found)} x {found[0].device_kind} ({found[0].platform})"
 
 
-def bytes_of(text: str) -> int:
+def parse_bytes(text: str) -> int:
     """A number of bytes from text such as 500M, 8G or 1.5T (powers of 1000).
 
     Raises:
@@ -123,7 +123,7 @@ def bytes_of(text: str) -> int:
     return size
 
 
-def in_words(size: float) -> str:
+def format_bytes(size: float) -> str:
     """A number of bytes in words."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 999.5:  # what rounds to less than one of the next unit

@@ -145,9 +145,9 @@ def fit(config: Config, devices: Sequence[Any], memory_limit: int | None) -> Pla
     needed, fitting = takes(narrow)
     if needed > memory_limit:
         raise ValueError(
-            f"memory_limit={machine.in_words(memory_limit)} is too little: {config.seeds} "
+            f"memory_limit={machine.format_bytes(memory_limit)} is too little: {config.seeds} "
             f"run{'s' if config.seeds > 1 else ''} of {config.num_episodes} episodes "
-            f"take{'s' if config.seeds == 1 else ''} {machine.in_words(needed)} at least"
+            f"take{'s' if config.seeds == 1 else ''} {machine.format_bytes(needed)} at least"
         )
     while narrow - wide > 1:
         middle = (wide + narrow) // 2
@@ -195,16 +195,16 @@ def over_runs(
         one = partial(experiment.evaluate, num_episodes=num_episodes, draw=draw, greedy=greedy)
         return jax.vmap(one)(inputs, params)
 
-    known = backends.current()
+    backend = backends.current()
     everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     compiled = partial(_compiled, out_shardings=everywhere)
-    seldom = partial(compiled, options={**known.compiler_options, **known.seldom_run_options})
+    brief = partial(compiled, options={**backend.compiler_options, **backend.brief_options})
     return Experiment(
-        init=seldom(jax.vmap(experiment.init)),
+        init=brief(jax.vmap(experiment.init)),
         train=compiled(
-            train, options=known.compiler_options, static_argnames="num_steps", donate_argnums=1
+            train, options=backend.compiler_options, static_argnames="num_steps", donate_argnums=1
         ),
-        evaluate=seldom(evaluate, static_argnames=("num_episodes", "greedy")),
+        evaluate=brief(evaluate, static_argnames=("num_episodes", "greedy")),
     )
 
 

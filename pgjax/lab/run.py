@@ -288,7 +288,7 @@ def _train(
     if size is not None:
         run.placed.compile_training(run.inputs, size)
     progress, saved = beginning.result(), update
-    seeds = config.seed + np.arange(config.seeds)
+    labels = [{"seed": config.seed + index} for index in range(config.seeds)]
     distributed.wait_for_all()
     shown = {"initial": update, "unit": "update", "file": sys.stderr, "disable": not leads}
     with records.Records(files[0]) as metrics, records.Records(files[1]) as timings:
@@ -299,7 +299,7 @@ def _train(
                 begun = time.perf_counter()
                 before = progress
                 progress, found = advance.call(run.experiment, run.inputs, progress, size)
-                rows = advance.rows(found, first_update=before.update + 1, seeds=seeds)
+                rows = advance.rows(found, labels, first_update=before.update + 1)
                 metrics.append(rows)
                 log(rows)
                 seconds = time.perf_counter() - begun

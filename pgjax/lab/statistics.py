@@ -75,7 +75,7 @@ def summarise(
 
 
 def centre_name(num_seeds: int) -> str:
-    """What `iqm` of so many seeds is called."""
+    """What `iqm` is called for a number of seeds."""
     return "IQM" if num_seeds >= ENOUGH_FOR_IQM else "mean"
 
 

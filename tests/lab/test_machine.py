@@ -33,13 +33,13 @@ def flags_of_others_stay(monkeypatch):
     ],
 )
 def test_bytes_are_read(text, size):
-    assert machine.bytes_of(text) == size
+    assert machine.parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "0", "-5G", "0.5", "many", "8X", "8GiB", "nan", "inf", "G"])
 def test_what_is_no_number_of_bytes_is_refused(text):
     with pytest.raises(ValueError, match="memory_limit=.*as in 500M or 8G"):
-        machine.bytes_of(text)
+        machine.parse_bytes(text)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_what_is_no_number_of_bytes_is_refused(text):
     ],
 )
 def test_bytes_in_words(size, words):
-    assert machine.in_words(size) == words
+    assert machine.format_bytes(size) == words
 
 
 def test_memory_is_what_is_free_and_allowed(monkeypatch):

@@ -10,7 +10,7 @@ from jax.scipy.linalg import block_diag
 
 from pgjax import checks
 from pgjax.distributions import Independent, Normal
-from pgjax.environments import LQG, check_lqg
+from pgjax.environments.linear_quadratic import LQG, check_lqg
 from pgjax.estimators import Hyper
 from pgjax.exact import model
 from pgjax.policies import Params, Policy, check_memoryless

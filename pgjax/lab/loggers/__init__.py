@@ -1,4 +1,4 @@
-"""Where metrics go beside their JSON lines: TensorBoard, Weights & Biases and trackio.
+"""Where metrics go besides their JSON lines: TensorBoard, Weights & Biases and trackio.
 
 Each is a package of its own, imported when it is asked for. A *series* is the metrics of one seed
 of a run, or of one configuration and seed of a sweep, told from the others by what its rows say:

@@ -136,7 +136,7 @@ def write(where: Path, result: Result) -> None:
 
 
 def _conclude(where: Path, result: Result) -> None:
-    """Writes what a finished chunk has beside its curves, which marks it as finished."""
+    """Writes what a finished chunk has besides its curves, which marks it as finished."""
     content = {key: records.plain(values) for key, values in result.final.items()}
     content |= {"runs": result.runs, "seconds": result.seconds, "device": result.device}
     content["digest"] = _digest(where / METRICS)

@@ -133,7 +133,7 @@ def _limits(
     from pgjax.lab import machine
     from pgjax.lab.sweep import design
 
-    limit = None if memory_limit is None else machine.bytes_of(memory_limit)
+    limit = None if memory_limit is None else machine.parse_bytes(memory_limit)
     limits = {"memory_limit": limit, "at_once": at_once}
     if cluster is None:
         return limits

@@ -125,7 +125,7 @@ def lay_out(sweep: Sweep) -> list[Values]:
 
 
 def runs_of(sweep: Sweep, values: Values) -> list[Config]:
-    """The configs of a configuration, one a seed."""
+    """The configs of a configuration, one per seed."""
     fields = {key: x for key, x in values.items() if not key.startswith(ENV_PARAMS)}
     theirs = {key.removeprefix(ENV_PARAMS): values[key] for key in values if key not in fields}
     env_params = sweep.base.env_params | theirs

@@ -17,7 +17,7 @@ COLUMNS = 3
 """Panels in a row."""
 
 MOST_MARKED = 32
-"""Up to so many points, each has its marker."""
+"""Curves of at most this many points mark each one."""
 
 
 def make(

@@ -239,7 +239,7 @@ def group(
 
 
 def describe(plan: Plan) -> str:
-    """The plan in words: what is swept, then a line a group that is not finished."""
+    """The plan in words: what is swept, then one line per group that is not finished."""
     sweep, chunks = plan.sweep, plan.chunks()
     num, seeds = design.num_configurations(sweep), sweep.base.seeds
     lines = [
@@ -261,7 +261,7 @@ def describe(plan: Plan) -> str:
                 "as asked" if sweep.search else str(len(set(found.runs) - plan.finished)),
                 str(program.width),
                 "as asked" if sweep.search else str(sum(x.group == index for x in chunks)),
-                machine.in_words(program.memory),
+                machine.format_bytes(program.memory),
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -271,7 +271,7 @@ def describe(plan: Plan) -> str:
             for place, (text, width) in enumerate(zip(row, widths, strict=True))
         )
         lines.append("  ".join(cells).rstrip())
-    allowed = machine.in_words(plan.memory_limit)
+    allowed = machine.format_bytes(plan.memory_limit)
     lines.append(
         f"memory is XLA's analysis of the compiled programs; {allowed} are allowed, on "
         f"{machine.describe()}"
@@ -313,6 +313,6 @@ def _check_results(sweep: Sweep, num: int, limit: int) -> None:
     if size > limit:
         raise ValueError(
             f"the design is too large: the results of {num:,} configurations x "
-            f"{sweep.base.seeds:,} seeds x {longest:,} updates take {machine.in_words(size)}, of "
-            f"{machine.in_words(limit)} allowed"
+            f"{sweep.base.seeds:,} seeds x {longest:,} updates take "
+            f"{machine.format_bytes(size)}, of {machine.format_bytes(limit)} allowed"
         )

@@ -69,16 +69,16 @@ def fit(
             return Program(placed, width, memory)
         if width == len(devices):
             raise ValueError(
-                f"memory_limit={machine.in_words(memory_limit)} is too little: {width} "
+                f"memory_limit={machine.format_bytes(memory_limit)} is too little: {width} "
                 f"run{'s' if width > 1 else ''} at once of {config.num_episodes} episodes "
-                f"take{'s' if width == 1 else ''} {machine.in_words(memory)}"
+                f"take{'s' if width == 1 else ''} {machine.format_bytes(memory)}"
             )
         narrower = min(width - 1, int(width * memory_limit / memory))
         width = _even(num_runs, max(narrower, len(devices)), len(devices))
 
 
 def _even(num_runs: int, at_most: int, num_devices: int) -> int:
-    """A width of at most so many runs (one a device at least) that leaves the chunks alike."""
+    """The width, from one run per device up to `at_most`, that leaves the chunks alike."""
     at_most = max(at_most // num_devices, 1) * num_devices
     num_chunks = -(-num_runs // at_most)
     width = -(-num_runs // num_chunks)

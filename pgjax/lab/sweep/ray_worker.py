@@ -41,7 +41,7 @@ class Need(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What a task is told beside its chunk."""
+    """What a task is told besides its chunk."""
 
     need: Need
     settings: tuple[tuple[str, Any], ...]  # JAX's, of the process that planned

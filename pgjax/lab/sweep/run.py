@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from pgjax.lab import advance, directory, interrupts, loggers, machine
 from pgjax.lab import config as configs
-from pgjax.lab import directory, interrupts, loggers, machine
 from pgjax.lab.refusals import RefusalError
 from pgjax.lab.sweep import axes, design, outcome
 from pgjax.lab.sweep import chunk as chunks
@@ -214,19 +214,15 @@ def logging_to(store: Store, plan: Plan) -> Iterator[Callable[[loggers.Rows], No
 
 
 def rows(
-    plan: Plan, runs: Sequence[Index], update: int, found: dict[str, np.ndarray]
+    plan: Plan, runs: Sequence[Index], update: int, metrics: dict[str, np.ndarray]
 ) -> list[dict[str, Any]]:
-    """What a call gave as records, one for each update and run."""
-    names = [
+    """The metrics of a call as records, one per update and run."""
+    labels = [
         {axes.name_of(key): axes.coordinate(x) for key, x in plan.configurations[index].items()}
         | {"seed": plan.sweep.base.seed + seed}
         for index, seed in runs
     ]
-    return [
-        {"update": update + 1 + step} | own | {key: x[run, step] for key, x in found.items()}
-        for step in range(found["env_steps"].shape[1])
-        for run, own in enumerate(names)
-    ]
+    return advance.rows(metrics, labels, first_update=update + 1)
 
 
 def progress_bar(num_updates: int) -> Any:

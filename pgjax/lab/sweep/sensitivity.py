@@ -17,7 +17,7 @@ MOST_HEAT_MAPS = 6
 """Pairs of hyperparameters that are drawn at most."""
 
 MOST_IN_CELLS = 64
-"""Up to so many cells of a heat map, each is also printed."""
+"""Heat maps of at most this many cells print each one."""
 
 
 def sensitivity(ranking: Ranking) -> Figure | None:

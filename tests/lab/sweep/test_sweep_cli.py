@@ -252,6 +252,6 @@ def test_mistakes_of_ours_are_not_blamed_on_the_user(monkeypatch):
     def broken(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(machine, "bytes_of", broken)
+    monkeypatch.setattr(machine, "parse_bytes", broken)
     with pytest.raises(ZeroDivisionError):
         cli.main(["sweep", "--memory-limit", "1G"])
