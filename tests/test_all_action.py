@@ -218,6 +218,7 @@ def test_seeds_can_be_vmapped():
         ({"table": TABLE, "action_value_function": 1}, "exactly one of"),
         ({"table": TABLE, "num_episodes": 0}, "num_episodes=0"),
         ({"table": TABLE, "horizon": 0}, "horizon=0"),
+        ({"table": TABLE, "horizon": 2**31}, "must be below 2\\*\\*31 steps"),
         ({"table": TABLE, "chunk_size": 0}, "chunk_size=0"),
         ({"table": TABLE, "state_weighting": "uniforn"}, "did you mean 'uniform'"),
     ],

@@ -361,6 +361,7 @@ def test_learns_nearly_the_best_policy(which):
     [
         ({"num_rows": 0}, "num_rows=0"),
         ({"horizon": 0}, "horizon=0"),
+        ({"num_rows": 2**20, "horizon": 2**11}, "must be below 2\\*\\*31 steps"),
         ({"chunk_size": 0}, "chunk_size=0"),
         ({"eta_step_size": 1.5}, "eta_step_size=1.5"),
         ({"value_function": None}, "needs a value function"),

@@ -474,6 +474,7 @@ def _count_compilations():
         ({"num_episodes": 0}, "num_episodes=0"),
         ({"num_episodes": -3}, "num_episodes=-3"),
         ({"horizon": 0}, "horizon=0"),
+        ({"num_episodes": 2**20, "horizon": 2**11}, "must be below 2\\*\\*31 steps"),
         ({"chunk_size": 0}, "chunk_size=0"),
         ({"num_episodes": 1}, "computed from other episodes"),
         ({"hyper": Hyper(discount=1.5)}, "discount=1.5"),

@@ -287,6 +287,7 @@ def test_leaves_a_corner_faster():
         ({"num_episodes": 0}, "num_episodes=0"),
         ({"num_episodes": 1}, "computed from other episodes"),
         ({"horizon": 0}, "horizon=0"),
+        ({"num_episodes": 2**20, "horizon": 2**11}, "must be below 2\\*\\*31 steps"),
         ({"chunk_size": 0}, "chunk_size=0"),
         ({"chosen": estimator("gae", "none")}, "needs a value function"),
     ],

@@ -332,6 +332,16 @@ def test_long_horizons_stay_finite():
     np.testing.assert_allclose(y[-3:], [2.71, 1.9, 1.0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("horizon", [2**20, 2**20 + 5])
+def test_rounding_does_not_grow_with_the_horizon(horizon):
+    """A plain sum from the back is off by a percent: most tenths are rounded the same way."""
+    y = returns.discounted_sum(jnp.full((1, horizon), 0.1, jnp.float32), 1.0)[0]
+    exact = np.float64(np.float32(0.1)) * np.arange(horizon, 0, -1)
+    np.testing.assert_allclose(y, exact, rtol=3e-7)
+    plain = jax.lax.scan(lambda y, _: (y + np.float32(0.1), None), 0.0, length=horizon)[0]
+    assert abs(plain / exact[0] - 1) > 5e-3
+
+
 # The step count.
 
 

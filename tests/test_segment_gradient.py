@@ -354,6 +354,7 @@ def test_seeds_and_hyperparameters_can_be_vmapped():
     [
         ({"num_rows": 0}, "num_rows=0"),
         ({"horizon": 0}, "horizon=0"),
+        ({"num_rows": 2**20, "horizon": 2**11}, "must be below 2\\*\\*31 steps"),
         ({"chunk_size": 0}, "chunk_size=0"),
         ({"value_function": None}, "needs a value function"),
         ({"hyper": Hyper(discount=1.5)}, "discount=1.5"),

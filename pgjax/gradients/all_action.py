@@ -13,6 +13,7 @@ from pgjax.distributions import Distribution
 from pgjax.estimators import STATE_WEIGHTINGS, Hyper
 from pgjax.gradients.policy import (
     ascent,
+    check_batch,
     check_counts,
     entropy_bonus,
     episode_means,
@@ -83,7 +84,8 @@ def all_action_gradient(
     Source: Sutton et al. 2000; Allen et al. 2017, "Mean Actor Critic"; Ciosek & Whiteson 2018,
     "Expected Policy Gradients".
     """
-    check_counts(num_episodes=num_episodes, horizon=horizon, chunk_size=chunk_size)
+    check_batch("num_episodes", num_episodes, horizon)
+    check_counts(chunk_size=chunk_size)
     checks.choice("state_weighting", state_weighting, STATE_WEIGHTINGS)
     estimators.check_hyper(hyper)
     if (action_values is None) == (action_value_function is None):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from pgjax import checks, estimators, rollout
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.policy import batch_gradient, check_counts, policy_part
+from pgjax.gradients.policy import batch_gradient, check_batch, policy_part
 from pgjax.gradients.samples import GRADIENT_FIELDS
 from pgjax.gradients.segments import episode_ends
 from pgjax.policies import Policy, ValueFunction, has_memory
@@ -195,7 +195,7 @@ def _window_gradient(
     chunk_size,
 ) -> StatefulGradientFn:
     """Weights the scores of a window by Psi of the reward minus eta, as a mean over steps."""
-    check_counts(num_rows=num_rows, horizon=horizon)
+    check_batch("num_rows", num_rows, horizon)
     learn = batch_gradient(policy, estimator, hyper, value_function, chunk_size)
     checks.within("eta_step_size", eta_step_size, 0, 1)
     estimators.check_rows(estimator, num_rows, "num_rows")

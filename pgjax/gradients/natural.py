@@ -9,7 +9,13 @@ import jax.numpy as jnp
 from pgjax import checks, estimators, rollout
 from pgjax.batching import expand
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.policy import batch_gradient, check_counts, episode_means, policy_part
+from pgjax.gradients.policy import (
+    batch_gradient,
+    check_batch,
+    check_counts,
+    episode_means,
+    policy_part,
+)
 from pgjax.gradients.samples import GRADIENT_FIELDS, Term, accumulate, policy_samples
 from pgjax.policies import Params, Policy, ValueFunction
 from pgjax.rollout import Trajectory
@@ -71,7 +77,8 @@ def natural_gradient(
     Source: Kakade 2001, "A Natural Policy Gradient"; Schulman et al. 2015, "Trust Region Policy
     Optimization", appendix C, for the products.
     """
-    check_counts(num_episodes=num_episodes, horizon=horizon, num_iterations=num_iterations)
+    check_batch("num_episodes", num_episodes, horizon)
+    check_counts(num_iterations=num_iterations)
     checks.within("damping", damping, 0, float("inf"))
     learn = batch_gradient(
         policy, estimator, hyper, value_function, chunk_size, means=episode_means

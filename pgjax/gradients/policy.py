@@ -25,6 +25,9 @@ from pgjax.rollout import Trajectory
 from pgjax.score import GradientFn, Metrics
 from pgjax.sharding import over_rows
 
+MAX_STEPS = 2**31
+"""Steps of a gradient, live or not, are indices and counts of 32 bits."""
+
 
 def trajectory_gradient(
     params: Params,
@@ -128,7 +131,7 @@ def policy_gradient(
 
     Source: Williams 1992; Sutton et al. 2000; for the weights Psi, Schulman et al. 2016, eq. 1.
     """
-    check_counts(num_episodes=num_episodes, horizon=horizon)
+    check_batch("num_episodes", num_episodes, horizon)
     sharding.check("num_episodes", num_episodes, mesh)
     learn = batch_gradient(
         policy, estimator, hyper, value_function, chunk_size, mesh=mesh, means=episode_means
@@ -322,6 +325,15 @@ def check_counts(**counts: int | None) -> None:
     for argument, count in counts.items():
         if count is not None:
             checks.at_least(argument, count, 1)
+
+
+def check_batch(argument: str, num_rows: int, horizon: int) -> None:
+    """Raises `ValueError` for counts below one, or for more steps than an int32 can count."""
+    check_counts(**{argument: num_rows, "horizon": horizon})
+    if num_rows * horizon >= MAX_STEPS:
+        raise ValueError(
+            f"{argument}={num_rows!r} times horizon={horizon!r} must be below 2**31 steps"
+        )
 
 
 def check_estimator(

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from pgjax import estimators, rollout, sharding
 from pgjax.estimators import Estimator, Hyper
-from pgjax.gradients.policy import batch_gradient, check_counts, policy_part
+from pgjax.gradients.policy import batch_gradient, check_batch, policy_part
 from pgjax.gradients.samples import GRADIENT_FIELDS
 from pgjax.policies import Policy, ValueFunction
 from pgjax.rollout import Rows, Trajectory
@@ -93,7 +93,7 @@ def segment_gradient(
     Source: Mnih et al. 2016, "Asynchronous Methods for Deep Reinforcement Learning"; for the bias,
     Nota & Thomas 2020, "Is the Policy Gradient a Gradient?".
     """
-    check_counts(num_rows=num_rows, horizon=horizon)
+    check_batch("num_rows", num_rows, horizon)
     sharding.check("num_rows", num_rows, mesh)
     learn = batch_gradient(policy, estimator, hyper, value_function, chunk_size, mesh=mesh)
     estimators.check_bootstraps(estimator)

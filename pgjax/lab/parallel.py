@@ -101,7 +101,8 @@ def place(config: Config, devices: Sequence[Any], block_size: int | None = None)
     Args:
       config: of the runs.
       devices: those to choose from; with several processes, those of all of them.
-      block_size: runs that are trained at a time; None takes what suits the device.
+      block_size: most runs that are trained, and evaluated, at a time; None takes what suits the
+        device, and evaluates all at once.
 
     Raises:
       ValueError: an impossible choice, or episodes that several processes cannot share evenly.
@@ -113,8 +114,9 @@ def place(config: Config, devices: Sequence[Any], block_size: int | None = None)
     devices = tuple(devices[: by_episodes if shared else by_runs])
     mesh = core.mesh(devices) if shared else None
     built = experiments.build(config, mesh)
-    size = block_size or block(config, len(devices) if shared else 1)
-    return Placed(over_runs(built, size, mesh), devices, mesh)
+    suits = block(config, len(devices) if shared else 1)
+    size = min(filter(None, (block_size, suits)), default=None)
+    return Placed(over_runs(built, size, mesh, evaluated=block_size), devices, mesh)
 
 
 def fit(config: Config, devices: Sequence[Any], memory_limit: int | None) -> Placed:
@@ -146,8 +148,9 @@ def fit(config: Config, devices: Sequence[Any], memory_limit: int | None) -> Pla
     if needed > memory_limit:
         raise ValueError(
             f"memory_limit={machine.format_bytes(memory_limit)} is too little: {config.seeds} "
-            f"run{'s' if config.seeds > 1 else ''} of {config.num_episodes} episodes "
-            f"take{'s' if config.seeds == 1 else ''} {machine.format_bytes(needed)} at least"
+            f"run{'s' if config.seeds > 1 else ''} of {config.num_episodes} episodes, evaluated on "
+            f"{config.evaluation_episodes}, take{'s' if config.seeds == 1 else ''} "
+            f"{machine.format_bytes(needed)} at least"
         )
     while narrow - wide > 1:
         middle = (wide + narrow) // 2
@@ -172,7 +175,11 @@ def memory(placed: Placed, inputs: Inputs, config: Config) -> int:
 
 
 def over_runs(
-    experiment: Experiment, block: int | None = None, mesh: Mesh | None = None
+    experiment: Experiment,
+    block: int | None = None,
+    mesh: Mesh | None = None,
+    *,
+    evaluated: int | None = None,
 ) -> Experiment:
     """An experiment over many runs in one compiled program; arrays lead with an axis of runs.
 
@@ -183,6 +190,7 @@ def over_runs(
       block: runs that are trained at a time, one block after the other; None takes all at once.
       mesh: the one that the experiment was built with. Arguments and results of the functions then
         lie on all of its devices.
+      evaluated: runs that are evaluated at a time; None takes all at once.
     """
 
     def train(inputs: Inputs, state: TrainState, *, num_steps: int):
@@ -193,7 +201,7 @@ def over_runs(
         inputs: Inputs, params: Any, *, num_episodes: int, draw: int = 0, greedy: bool = False
     ):
         one = partial(experiment.evaluate, num_episodes=num_episodes, draw=draw, greedy=greedy)
-        return jax.vmap(one)(inputs, params)
+        return batching.vmap_in_blocks(one, evaluated)(inputs, params)
 
     backend = backends.current()
     everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
@@ -274,7 +282,7 @@ def sharding(devices: Sequence[Any]) -> NamedSharding:
 def _narrower(config: Config) -> Iterator[tuple[int | None, int | None]]:
     """Runs at a time and samples of a chunk, from what suits the device downwards."""
     yield None, config.chunk_size
-    size = min(config.seeds, block(config) or config.seeds)
+    size = config.seeds
     while size > 1:
         size //= 2
         yield size, config.chunk_size

@@ -144,6 +144,21 @@ def test_a_memory_limit_leaves_fewer_runs_at_a_time_and_the_same_bits():
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_memory_limit_leaves_fewer_runs_evaluated_at_a_time():
+    """Where an evaluation takes more than the training does."""
+    config = of_cartpole(num_episodes=16, seeds=16, evaluation_episodes=256)
+    wide = parallel.place(config, jax.devices()[:1])
+    inputs = experiment.inputs(experiment.each_seed(config))
+    needed = parallel.memory(wide, inputs, config)
+    narrow = parallel.fit(config, jax.devices()[:1], needed // 2)
+    assert parallel.memory(narrow, inputs, config) <= needed // 2
+    params = wide.experiment.init(inputs).params
+    one, other = (
+        placed.experiment.evaluate(inputs, params, num_episodes=256) for placed in (wide, narrow)
+    )
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
 @pytest.mark.slow
 def test_a_memory_limit_makes_chunks_smaller():
     config = of_cartpole(num_episodes=64, chunk_size=4096, evaluation_episodes=4)
