@@ -18,6 +18,7 @@ BENCHMARKS = (
     "chunk_size",
     "gradient_norms",
     "oracle",
+    "kernels",
     "roofline",
     "memory",
     "throughput",

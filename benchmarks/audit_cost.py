@@ -40,7 +40,9 @@ class Size(NamedTuple):
 
 SIZES = (Size(1, 4096, 256), Size(32, 256, 16), Size(32, 1024, 16), Size(1024, 32, 1))
 HORIZON = 128
-ROUNDS = 5
+ROUNDS = 9
+LEAST_SECONDS = 0.25
+"""The least seconds of a round of one program, which are filled with several calls."""
 KINDS = {"short": {}, "full": training.ENDLESS}
 
 
@@ -119,7 +121,7 @@ def beside_training(
     found = calls["audit"]().env_steps
     if found is None or round(found.value * size.num_replicates) != steps:
         raise RuntimeError(f"the audit saw {found} steps a replicate, training {steps} in all")
-    seconds = timing.interleaved(calls, rounds=rounds)
+    seconds = timing.interleaved(calls, rounds=rounds, least=LEAST_SECONDS if rounds > 1 else 0.0)
     pairs = zip(seconds["audit"], seconds["training"], strict=True)
     return kept.row(
         {"kind": kind, "horizon": horizon, "devices": mesh.size if mesh else 1} | size._asdict(),
@@ -169,7 +171,7 @@ def single_episodes(kind: str, size: Size, horizon: int, rounds: int) -> list[ke
         ),
         "episodes alone": collected(lambda params, trajectory: jnp.sum(trajectory.mask)),
     }
-    seconds = timing.interleaved(calls, rounds=rounds)
+    seconds = timing.interleaved(calls, rounds=rounds, least=LEAST_SECONDS if rounds > 1 else 0.0)
     return [
         kept.row(
             {"kind": kind, "horizon": horizon, "episodes": num, "way": way},

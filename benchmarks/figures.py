@@ -175,6 +175,38 @@ def scaling(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+def bars(name: str, across: str) -> Callable[[Sequence[Row]], Figure]:
+    """Draws one bar for each case that has a figure of a name, and a line at one for ratios."""
+
+    def draw(rows: Sequence[Row]) -> Figure:
+        chosen = [row for row in rows if name in row["measured"]]
+        values = {key: {str(row["case"].get(key)) for row in chosen} for key in chosen[0]["case"]}
+        telling = [key for key, found in values.items() if len(found) > 1]
+        labels = [", ".join(described(key, row["case"][key]) for key in telling) for row in chosen]
+        measured = [row["measured"][name] for row in chosen]
+        figure = Figure(figsize=(9, 1.2 + 0.24 * len(chosen)), layout="constrained")
+        panel = figure.subplots()
+        medians = [each["median"] for each in measured]
+        panel.barh(range(len(chosen)), medians, xerr=spread(measured), color=COLOURS[0], capsize=2)
+        panel.set_yticks(range(len(chosen)), labels, fontsize="small")
+        panel.invert_yaxis()
+        if max(medians) > 20 * min(medians):
+            panel.set_xscale("log")
+        else:
+            panel.set_xlim(left=0)
+        if name in ("ratio", "speed", "gain"):
+            panel.axvline(1, color="black", linewidth=0.8)
+        style(panel, "", across, "")
+        return figure
+
+    return draw
+
+
+def described(key: str, value: str | int | float | bool) -> str:
+    """A value of a case; numbers and truths with what they are of."""
+    return value if isinstance(value, str) else f"{key.replace('_', ' ')} {value}"
+
+
 FIGURES: dict[str, Callable[[Sequence[Row]], Figure]] = {
     "throughput": throughput,
     "memory": memory,
@@ -182,6 +214,16 @@ FIGURES: dict[str, Callable[[Sequence[Row]], Figure]] = {
     "compile_time": compile_time,
     "chunk_size": chunk_size,
     "scaling": scaling,
+    "side_by_side": bars("ratio", "throughput of pgjax, over that of the program"),
+    "rejax_sweep": bars("ratio", "trainings per minute of pgjax, over those of the program"),
+    "sweep": bars("ratio", "throughput, over that of a single run"),
+    "short_episodes": bars("ratio", "live steps per second, over those with segments"),
+    "audit_cost": bars("ratio", "seconds of an audit, over those of training"),
+    "layout": bars("speed", "live steps per second, over those with the own layout"),
+    "huge_pages": bars("gain", "live steps per second with huge pages, over those without"),
+    "gradient_norms": bars("milliseconds", "milliseconds"),
+    "oracle": bars("seconds", "seconds, compilation included"),
+    "kernels": bars("milliseconds", "milliseconds"),
 }
 
 

@@ -3,7 +3,9 @@
 A result is a list of rows: what was measured (`case`) and, by name, what each round measured. The
 results of a machine are in `results/<machine kind>/<benchmark>.json`, and are compared with those
 of the same kind only. A figure has moved if its medians differ by more than the sum of both
-interquartile ranges, and by more than 5%.
+interquartile ranges, and by more than 5%. Where a benchmark has many figures of one name that are
+times or rates, they must differ so from what the machine's drift makes of them, too: their median
+change.
 """
 
 import argparse
@@ -20,6 +22,10 @@ from typing import Any, NamedTuple
 RESULTS = Path(__file__).parent / "results"
 LEAST = 0.05
 """Differences of less than this share of a figure do not count."""
+DRIFTING = re.compile("second|minute")
+"""What figures are called that depend on how busy the machine's host is."""
+ENOUGH = 5
+"""Cases that tell the drift of a machine from a change of some."""
 
 CPUINFO = Path("/proc/cpuinfo")
 NUMBERS = {"family": "cpu family", "model": "model"}
@@ -144,10 +150,12 @@ def compare(
 
 def moved(before: Iterable[Row], after: Iterable[Row]) -> list[Move]:
     """The figures that differ by more than their noise, in the cases that both have."""
+    pairs = _pairs(before, after)
+    drifts = _drifts(pairs)
     return [
         Move(case, name, old["median"], new["median"])
-        for case, name, old, new in _pairs(before, after)
-        if _differ(old, new)
+        for case, name, old, new in pairs
+        if _differ(old, new, 1.0) and _differ(old, new, drifts.get(name, 1.0))
     ]
 
 
@@ -156,6 +164,7 @@ def keep(
     rows: Sequence[Row],
     *,
     settings: Mapping[str, Any] | None = None,
+    notes: Mapping[str, Any] | None = None,
     results: Path | None = None,
 ) -> None:
     """Says what moved since the last time, and keeps these rows in place of the last ones.
@@ -164,6 +173,7 @@ def keep(
       benchmark: its module's name.
       rows: from `row`, each with a case of its own.
       settings: what all rows have in common; results with other settings are not compared.
+      notes: what else to keep about all of them, in words.
       results: the directory of all kinds of machines; None for the one beside this file.
 
     Raises:
@@ -178,6 +188,7 @@ def keep(
         "code": code(),
         "machine": machine(),
         "settings": _plain(settings),
+        **({"notes": _plain(notes)} if notes else {}),
         "rows": rows,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -249,10 +260,19 @@ def _summary(name: str, rounds: Sequence[float]) -> dict[str, Any]:
     return {"median": middle, "low": low, "high": high, "rounds": numbers}
 
 
-def _differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+def _differ(old: Mapping[str, Any], new: Mapping[str, Any], drift: float) -> bool:
     noise = sum(each["high"] - each["low"] for each in (old, new))
-    difference = abs(new["median"] - old["median"])
-    return difference > max(noise, LEAST * abs(old["median"]))
+    difference = abs(new["median"] - drift * old["median"])
+    return difference > max(noise, LEAST * abs(drift * old["median"]))
+
+
+def _drifts(pairs: Iterable[tuple[str, str, dict, dict]]) -> dict[str, float]:
+    """By name, the median change of figures that drift, where there are enough of them."""
+    changes: dict[str, list[float]] = {}
+    for _, name, old, new in pairs:
+        if DRIFTING.search(name) and old["median"]:
+            changes.setdefault(name, []).append(new["median"] / old["median"])
+    return {name: statistics.median(x) for name, x in changes.items() if len(x) >= ENOUGH}
 
 
 def _pairs(before: Iterable[Row], after: Iterable[Row]) -> list[tuple[str, str, dict, dict]]:

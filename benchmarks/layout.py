@@ -47,6 +47,7 @@ def choices(own: Backend, kind: str) -> dict[str, dict[str, Any]]:
             "small loops of many programs": {"fused_loops": False, "lazy_calls": None},
             "resets chosen, not seldom made": {"lazy_calls": None},
             "transposes not copied": {"copy_transposes": False},
+            "narrow products not summed": {"summed_columns": 0},
             "vectors of 256 bits": told(xla_cpu_prefer_vector_width=256),
             "optimization level 3": told(xla_backend_optimization_level=3),
         }
@@ -56,6 +57,7 @@ def choices(own: Backend, kind: str) -> dict[str, dict[str, Any]]:
         **{f"chunks of 2^{n}": {"chunk_size": 2**n} for n in (13, 15, 19, 21)},
         "resets seldom made": {"lazy_calls": 32},
         "transposes copied": {"copy_transposes": True},
+        "narrow products summed": {"summed_columns": 4},
         **{
             f"products in {name}": {"precisions": (name, *own.precisions)}
             for name in own.precisions[1:]

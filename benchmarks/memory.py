@@ -22,7 +22,7 @@ AXES = {
     "depth": [1, 2, 4, 8],
 }
 LARGE = [Setting(num_rows=2**20, horizon=8), Setting(num_rows=8, horizon=2**20)]
-ROUNDS = 1
+ROUNDS = 3
 
 
 def settings(smoke: bool) -> list[Setting]:

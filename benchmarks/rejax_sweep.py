@@ -126,11 +126,12 @@ def main(arguments: list[str]) -> None:
             found = compare(name, SETTINGS | shape, num_rounds=3, rejax=python)
             show(found)
             rows += found
-    settings = SETTINGS | {"shapes": SHAPES, "equal": EQUAL, "different": DIFFERENT}
+    settings = SETTINGS | {"shapes": SHAPES}
     if flags.compare:
         print(*kept.compare("rejax_sweep", rows, settings=settings), sep="\n")
     else:
-        kept.keep("rejax_sweep", rows, settings=settings)
+        notes = {"equal": EQUAL, "different": DIFFERENT}
+        kept.keep("rejax_sweep", rows, settings=settings, notes=notes)
 
 
 if __name__ == "__main__":

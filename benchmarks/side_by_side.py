@@ -190,18 +190,12 @@ def main(arguments: list[str]) -> None:
     for name, missing in (("rejax: give --venv", rejax), ("Stable-Baselines3: give --sb3", sb3)):
         if missing is None and "actor-critic" in chosen:
             print(f"not run, {name}")
-    if flags.smoke or flags.only:
-        return
-    settings = SETTINGS | {
-        "changes": COMPARISONS,
-        "rounds": ROUNDS,
-        "equal": EQUAL,
-        "different": DIFFERENT,
-    }
-    if flags.compare:
+    settings = SETTINGS | {"changes": COMPARISONS, "rounds": ROUNDS}
+    if flags.compare and not flags.smoke:
         print(*kept.compare("side_by_side", rows, settings=settings), sep="\n")
-    else:
-        kept.keep("side_by_side", rows, settings=settings)
+    elif not flags.smoke and not flags.only:
+        notes = {"equal": EQUAL, "different": DIFFERENT}
+        kept.keep("side_by_side", rows, settings=settings, notes=notes)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ class Backend(NamedTuple):
     """Whether vmapped gradients are made one after the other."""
     copy_transposes: bool
     """Whether a transposed factor of a matrix product is copied first."""
+    summed_columns: int
+    """Most columns of a factor for which a product with its transpose is made as a sum."""
     precisions: tuple[str, ...]
     """Precisions of matrix products to choose from, the first by default. JAX takes any name on
     any device, but its `bfloat16` is TensorFloat-32 on a GPU, and its `tensorfloat32` three passes
@@ -61,6 +63,7 @@ CPU = Backend(
     lazy_calls=32,
     in_turn=True,
     copy_transposes=True,
+    summed_columns=4,
     precisions=("float32",),
     # A level of one runs as fast as XLA's own three, and compiles sooner.
     compiler_options={"xla_cpu_prefer_vector_width": 512, "xla_backend_optimization_level": 1},
@@ -77,6 +80,7 @@ GPU = Backend(
     lazy_calls=None,
     in_turn=False,
     copy_transposes=False,
+    summed_columns=0,
     precisions=("float32", "tensorfloat32"),
     compiler_options={},
     brief_options={},

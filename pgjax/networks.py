@@ -47,10 +47,6 @@ class Network(nn.Module):
         return nn.Dense(width, kernel_init=kernel, param_dtype=dtype, dot_general=_dot_general)
 
 
-FEW_COLUMNS = 4
-"""Most columns of a kernel for which the gradient of its input is computed as a sum."""
-
-
 def _dot_general(x, kernel, dimension_numbers, **options):
     """The product in a dense layer: `[F]` or `[B, F]` times `[F, H]`."""
     return matmul(x, kernel)
@@ -81,14 +77,15 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
 @matmul.defjvp
 def _(primals, tangents):
     (x, kernel), (x_dot, kernel_dot) = primals, tangents
-    copy = jax.lax.optimization_barrier if backends.current().copy_transposes else lambda x: x
+    backend = backends.current()
+    copy = jax.lax.optimization_barrier if backend.copy_transposes else lambda x: x
     if kernel.shape[1] < kernel.shape[0]:
         rows = (((1,), (x.ndim - 1,)), ((), ()))
         of_kernel = jnp.moveaxis(copy(jax.lax.dot_general(copy(kernel_dot.T), x, rows)), 0, -1)
     else:
         first = copy(jnp.moveaxis(x, -1, 0))
         of_kernel = jax.lax.dot_general(first, kernel_dot, (((0,), (0,)), ((), ())))
-    if kernel.shape[1] > FEW_COLUMNS:
+    if kernel.shape[1] > backend.summed_columns:
         of_x = x_dot @ kernel
     else:
         columns = (jnp.broadcast_to(column, x.shape) for column in kernel.T)

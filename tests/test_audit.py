@@ -286,7 +286,7 @@ def corridor(baseline, num_episodes, horizon=60):
     )
     with_truth = jax.jit(
         lambda params: exact.exact_moments(
-            env._mdp, policy, params, estimator, hyper, horizon=horizon, num_episodes=num_episodes
+            env.mdp, policy, params, estimator, hyper, horizon=horizon, num_episodes=num_episodes
         )
     )
     truth = with_truth(params)

@@ -13,6 +13,7 @@ from benchmarks import __main__ as command
 from benchmarks import (
     figures,
     kept,
+    kernels,
     layout,
     memory,
     processes,
@@ -39,10 +40,10 @@ def test_smoke(script, monkeypatch, capsys):
 
 
 def test_kernels_run():
-    kernels = test_kernels.kernels(test_kernels.TOY)
-    assert tuple(kernels) == test_kernels.NAMES
-    for kernel in kernels.values():
-        assert test_kernels.is_finite(kernel.compile()())
+    made = kernels.kernels(kernels.TOY)
+    assert tuple(made) == test_kernels.NAMES
+    for kernel in made.values():
+        assert kernels.is_finite(kernel.compile()())
 
 
 def test_all_runs_what_is_named_and_says_what_failed(monkeypatch, capfd):

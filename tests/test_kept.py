@@ -62,6 +62,38 @@ def test_one_round_has_no_spread_and_moves_beyond_five_percent():
     assert kept.moved(rows([0]), rows([1]))
 
 
+def cases(name, factors):
+    return [
+        kept.row({"size": size}, {name: times(QUIET, factor)})
+        for size, factor in enumerate(factors)
+    ]
+
+
+def test_a_machine_that_is_slower_throughout_is_no_change():
+    before, drifted = cases("seconds", [1] * 6), [1.3] * 6
+    assert not kept.moved(before, cases("seconds", drifted))
+    (slow,) = kept.moved(before, cases("seconds", [*drifted[:5], 1.6]))
+    assert slow.case == "size 5"
+    # Nor is what stayed while all else drifted.
+    assert not kept.moved(before, cases("seconds", [*drifted[:5], 1]))
+
+
+def test_ratios_do_not_drift():
+    assert len(kept.moved(cases("ratio", [1] * 6), cases("ratio", [1.3] * 6))) == 6
+
+
+def test_few_figures_do_not_tell_a_drift():
+    assert len(kept.moved(cases("seconds", [1] * 4), cases("seconds", [1.3] * 4))) == 4
+
+
+def test_notes_are_kept_and_never_compared(results, capsys):
+    kept.keep("toy", rows(QUIET), notes={"equal": "the network"}, results=results)
+    kept.keep("toy", rows(QUIET), notes={"equal": "the networks"}, results=results)
+    assert "0 of 1 figures moved" in capsys.readouterr().out
+    content = json.loads((results / "cpu-2-toy" / "toy.json").read_text())
+    assert content["notes"] == {"equal": "the networks"}
+
+
 def test_what_is_no_longer_measured_is_named(results):
     kept.keep("toy", rows(QUIET) + rows(QUIET, size=128), results=results)
     lines = kept.compare("toy", rows(QUIET), results=results)

@@ -130,7 +130,7 @@ def test_checkpoints_of_a_run_are_audited_against_the_truth(finished, capsys, el
     with jax.enable_x64(True):
         env = auditing.experiment.setting(settings)
         params = jax.tree.map(lambda x: np.asarray(x, float), points[-1].params["policy"])
-        oracle = exact.exact_gradient(env.env._mdp, env.policy, env.hyper, horizon=env.horizon)
+        oracle = exact.exact_gradient(env.env.mdp, env.policy, env.hyper, horizon=env.horizon)
         truth = np.sum(np.square(np.asarray(oracle(jax.random.key(0), params)[0])))
     at = data.isel(update=-1).sel(estimator="reward_to_go+none")
     _, low, high = at["squared_norm"].values
