@@ -3,6 +3,9 @@
 Each takes the returns `x [N, ...]` of N independent rows, with `mask [N, T]` where the rows' ends
 matter, and gives a baseline of the shape of `x`. A baseline leaves the gradient unbiased when it
 does not depend on the row it is subtracted from.
+
+Means are taken relative to one of the entries: where all are equal, the difference is zero and not
+the rounding of their sum, which an optimiser such as Adam would scale up to steps of full size.
 """
 
 import chex
@@ -20,7 +23,8 @@ def batch_mean(x: jax.Array) -> jax.Array:
 
     Biased: the gradient is exactly (N-1)/N of the leave-one-out gradient.
     """
-    return jnp.broadcast_to(jnp.mean(x, axis=0, keepdims=True), x.shape)
+    first = x[:1]
+    return jnp.broadcast_to(first + jnp.mean(x - first, axis=0, keepdims=True), x.shape)
 
 
 def leave_one_out(x: jax.Array) -> jax.Array:
@@ -31,7 +35,9 @@ def leave_one_out(x: jax.Array) -> jax.Array:
 
     Source: Kool et al. 2019; Mnih & Rezende 2016.
     """
-    return (jnp.sum(x, axis=0, keepdims=True) - x) / (x.shape[0] - 1)
+    first = x[:1]
+    relative = x - first
+    return first + (jnp.sum(relative, axis=0, keepdims=True) - relative) / (x.shape[0] - 1)
 
 
 def leave_one_out_live(x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -40,10 +46,12 @@ def leave_one_out_live(x: jax.Array, mask: jax.Array) -> jax.Array:
     b_it = sum_{j != i} m_jt x_jt / max(1, sum_{j != i} m_jt)
     """
     chex.assert_equal_shape([x, mask])
-    masked = mask * x
-    total = jnp.sum(masked, axis=0, keepdims=True) - masked
+    live = jnp.argmax(mask > 0, axis=0, keepdims=True)
+    some = jnp.take_along_axis(x, live, axis=0)
+    relative = mask * (x - some)
+    total = jnp.sum(relative, axis=0, keepdims=True) - relative
     count = jnp.sum(mask, axis=0, keepdims=True) - mask
-    return total / jnp.maximum(count, 1)
+    return jnp.where(count > 0, some + total / jnp.maximum(count, 1), 0)
 
 
 def time_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -71,7 +79,8 @@ def standardised(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """What the baseline `standardise` leaves: (x - mean) / std, over live entries.
 
     Biased as a weight: it rescales the gradient by a random factor and sees the row it weighs.
-    A batch without spread has zero weights, so that nothing is learned from it.
+    A batch without spread has zero weights, so that nothing is learned from it; one whose squares
+    overflow has NaN.
     """
     mask = jnp.ones_like(x) if mask is None else mask
     chex.assert_equal_shape([x, mask])
@@ -79,8 +88,11 @@ def standardised(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     centred = x - jnp.sum(mask * x) / count
     std = jnp.sqrt(jnp.sum(mask * centred**2) / count)
     rounding = 1e-6 if jnp.finfo(centred.dtype).bits < 64 else 1e-13  # of sums of many rewards
-    flat = std <= rounding * jnp.sqrt(jnp.sum(mask * x**2) / count)  # never of NaN, which stays
-    return jnp.where(flat, 0, centred / jnp.where(flat, 1, std))
+    size = jnp.sqrt(jnp.sum(mask * x**2) / count)
+    flat = (std <= rounding * size) & jnp.isfinite(size)
+    return jnp.where(
+        flat, 0, jnp.where(jnp.isfinite(size), centred, jnp.nan) / jnp.where(flat, 1, std)
+    )
 
 
 BATCH = {
@@ -91,7 +103,5 @@ BATCH = {
 }
 """Baselines of a plain batch `[N]`, by name."""
 
-COUPLED = frozenset(
-    {"batch_mean", "leave_one_out", "leave_one_out_live", "time_mean", "standardise"}
-)
+COUPLED = {"batch_mean", "leave_one_out", "leave_one_out_live", "time_mean", "standardise"}
 """Names of the baselines that look at other rows, and so need at least two."""

@@ -114,7 +114,7 @@ FORMS: dict[str, Callable[[Steps, Hyper], jax.Array]] = {
 }
 """name -> `(Steps, Hyper) -> [N, T]`; one that reads V(s_t) is relative to it, an advantage."""
 
-UNBIASED_FORMS = frozenset({"total_return", "reward_to_go"})
+UNBIASED_FORMS = {"total_return", "reward_to_go"}
 """Forms that estimate the return whatever values there are."""
 
 
@@ -179,9 +179,14 @@ BASELINES: dict[str, Callable[..., jax.Array]] = {
 }
 """name -> `([N, T] form, Steps) -> [N, T]`, what is subtracted from the form."""
 
-UNBIASED_BASELINES = frozenset(
-    {"none", "constant", "leave_one_out", "leave_one_out_live", "time_mean", "value"}
-)
+UNBIASED_BASELINES = {
+    "none",
+    "constant",
+    "leave_one_out",
+    "leave_one_out_live",
+    "time_mean",
+    "value",
+}
 """Baselines that do not depend on the row they are subtracted from."""
 
 BIAS = {
@@ -282,6 +287,7 @@ def psi(estimator: Estimator, steps: Steps, hyper: Hyper) -> jax.Array:
     check_rows(estimator, steps.reward.shape[0])
     steps = _cleared(steps)
     form = FORMS[estimator.form](steps, hyper)
+    _check_shape("form", estimator.form, form, steps)
     weight = steps.mask * _relative(estimator, form, steps, hyper)
     if estimator.form == "total_return":
         return weight
@@ -331,6 +337,8 @@ def value_target(estimator: Estimator, steps: Steps, hyper: Hyper) -> jax.Array:
 
 def check(estimator: Estimator) -> None:
     """Raises `ValueError` for an unknown name, or a pair that makes no sense."""
+    if not isinstance(estimator, Estimator):
+        raise ValueError(f"estimator={estimator!r} must be made by estimators.estimator(...)")
     checks.choice("form", estimator.form, FORMS)
     checks.choice("baseline", estimator.baseline, BASELINES)
     checks.choice("state_weighting", estimator.state_weighting, STATE_WEIGHTINGS)
@@ -390,7 +398,17 @@ def _relative(estimator, form, steps, hyper):
         return form
     if estimator.baseline == "constant":
         return form - constant(form, steps, hyper.constant)
-    return form - BASELINES[estimator.baseline](form, steps)
+    baseline = BASELINES[estimator.baseline](form, steps)
+    _check_shape("baseline", estimator.baseline, baseline, steps)
+    return form - baseline
+
+
+def _check_shape(argument, name, x, steps):
+    if x.shape != steps.reward.shape:
+        raise ValueError(
+            f"{argument}={name!r} gives an array of shape {x.shape} for steps of shape "
+            f"{steps.reward.shape}"
+        )
 
 
 @functools.cache

@@ -91,9 +91,10 @@ def tabular(num_states: int, num_actions: int) -> Policy:
     """
     checks.at_least("num_states", num_states, 1)
     checks.at_least("num_actions", num_actions, 1)
+    shape = (num_states, num_actions)
     return memoryless(
-        init=lambda key, obs: jnp.zeros((num_states, num_actions)),
-        apply=lambda params, obs: distributions.categorical(_row(params, obs)),
+        init=lambda key, obs: jnp.zeros(shape),
+        apply=lambda params, obs: distributions.categorical(_row(params, obs, shape)),
     )
 
 
@@ -210,11 +211,14 @@ def tabular_value(num_states: int, *, num_actions: int | None = None) -> ValueFu
     shape = (num_states,) if num_actions is None else (num_states, num_actions)
     return ValueFunction(
         init=lambda key, obs: jnp.zeros(shape),
-        apply=_row,
+        apply=lambda params, obs: _row(params, obs, shape),
     )
 
 
-def _row(table, index):
+def _row(table, index, shape):
+    if jnp.shape(table) != shape:
+        raise ValueError(f"params of a table have shape {jnp.shape(table)}; expected {shape}")
+    table = jnp.asarray(table)
     # Past the table there is nothing; JAX's own indexing would take its last row.
     return table.at[index].get(mode="fill", fill_value=jnp.nan)
 

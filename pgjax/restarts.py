@@ -150,7 +150,7 @@ def _advance(key, env, env_params, policy, params):
         if first_action is not None:
             action = jnp.where(time == 0, first_action, action)
         next_state, next_obs, record = take(env_key, distribution, action, state, obs)
-        state, obs = choose(live, (next_state, next_obs), (state, obs))
+        state, obs = choose(live, (next_state, next_obs), (state, record.obs))
         return state, obs, record
 
     return advance

@@ -1,6 +1,7 @@
 """Many rows of a policy in an environment: whole episodes, or windows of rows that persist."""
 
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -133,7 +134,7 @@ def episodes(
             state, obs, record = advance(env_key, distribution, action, row.state, row.obs)
             window_ends = (time == horizon - 1) & ~record.terminated
             reached = obs, time + 1, record.terminated, record.truncated | window_ends
-            kept = row.obs, row.length, row.terminated, row.truncated
+            kept = record.obs, row.length, row.terminated, row.truncated
             obs, *end = choose(row.live, reached, kept)
             record = record._replace(**dict.fromkeys(dropped))
             return Row(state, obs, policy_state, *end), record
@@ -188,7 +189,7 @@ def start(key: jax.Array, env: Any, env_params: Any, policy: Policy, *, num_rows
         like = jax.eval_shape(step, key, jax.ShapeDtypeStruct(space.shape, dtype))
     # Else a first window would leave them in other or stronger types, and the second compile anew.
     strong = lambda x, like: x.astype(like.dtype)
-    state, obs = jax.tree.map(strong, (state, obs), like)
+    state, obs = jax.tree.map(strong, state, like[0]), promote(obs, like[1])
     policy_state, elapsed = jax.tree.map(strong, others, others)
     return Rows(state, obs, policy_state, elapsed, time=jnp.int32(0))
 
@@ -256,7 +257,7 @@ def segments(
         policy_state, distribution = acted
         action = distribution.sample(action_key)
         next_state, next_obs, record = advance(env_key, distribution, action, state, obs)
-        record = record._replace(final_obs=next_obs.astype(obs.dtype))
+        record = record._replace(final_obs=next_obs)
         ends = record.boundary
         window_ends = (time == horizon - 1) & ~record.terminated
         record = record._replace(truncated=record.truncated | window_ends)
@@ -287,27 +288,57 @@ def _check_fields(fields):
         checks.choice("fields", field, Trajectory._fields)
 
 
-def advancing(env, env_params):
+def promote(obs: Any, other: Any) -> Any:
+    """Observations in dtypes that hold those of others, as of a reset those of a step."""
+    both = lambda x, y: jnp.asarray(x).astype(jnp.promote_types(x.dtype, y.dtype))
+    return jax.tree.map(both, obs, other)
+
+
+def advancing(env: Any, env_params: Any) -> Callable[..., tuple[Any, Any, Trajectory]]:
     """One step of one row with an action drawn from a distribution, without a reset.
 
     Returns:
       `(key, distribution, action, state, obs) -> (state, obs, record)`; the key is the
       environment's.
+
+    Raises:
+      ValueError: when traced, actions that do not fit the environment's space, or a step whose
+        reward or end is no scalar, or whose observation has another shape than the one before.
     """
     space = env.action_space(env_params)
 
     def advance(key, distribution, action, state, obs):
+        if isinstance(space, spaces.Discrete | spaces.Box) and action.size != math.prod(
+            space.shape
+        ):
+            raise ValueError(
+                f"policy's actions have shape {action.shape}; {env.name}'s {space.shape}"
+            )
         taken = to_action(space, distribution, action)
         next_obs, next_state, reward, terminated, _ = env.step_env(key, state, taken, env_params)
+        truncated = env.is_truncated(next_state, env_params)
+        _check_step(env, obs, next_obs, reward=reward, terminated=terminated, truncated=truncated)
+        obs, next_obs = promote(obs, next_obs), promote(next_obs, obs)
         record = Trajectory(
             obs=obs,
             action=action,
             log_prob=distribution.log_prob(action),
             reward=jnp.asarray(reward, jnp.result_type(float)),
             terminated=jnp.asarray(terminated, bool),
-            truncated=jnp.asarray(env.is_truncated(next_state, env_params), bool),
+            truncated=jnp.asarray(truncated, bool),
             mask=jnp.ones((), jnp.result_type(float)),
         )
         return next_state, next_obs, record
 
     return advance
+
+
+def _check_step(env, obs, next_obs, **scalars):
+    for name, x in scalars.items():
+        if jnp.shape(x) != ():
+            raise ValueError(f"{name} of a step in {env.name} has shape {jnp.shape(x)}, not ()")
+    before, after = jax.tree.map(jnp.shape, (obs, next_obs))
+    if before != after:
+        raise ValueError(
+            f"observations in {env.name} have shape {before} before and {after} after a step"
+        )

@@ -34,10 +34,12 @@ def init(
         split off beforehand: `jax.random.split(key, n)[i]` is `fold_in(key, i)` in JAX's default
         generator, and so may be the key of a step.
       params: where to start.
-      optimizer: any optax transformation.
+      optimizer: an optax transformation that needs no more than gradient and params.
       gradient_fn: needed only where the gradient carries state.
     """
     stateful = isinstance(gradient_fn, StatefulGradientFn)
+    # Weak types would become strong with the first step, and the second would compile anew.
+    params = jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x)), params)
     return TrainState(
         params=params,
         opt_state=optimizer.init(params),

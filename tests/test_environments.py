@@ -240,6 +240,12 @@ def test_discrete_actions_are_taken_in_double_precision_too(name):
         jax.eval_shape(env.step_env, jax.random.key(0), state, action, env_params)
 
 
+def test_continuous_actions_are_refused_where_they_are_discrete():
+    with pytest.raises(ValueError, match="policy's actions are float32; the environment's, discr"):
+        act_on = spaces.Discrete(3)
+        environments.to_action(act_on, distributions.normal(0.0, 1.0), jnp.float32(0.3))
+
+
 def test_actions_that_an_environment_lacks_are_refused():
     distribution = distributions.categorical(jnp.zeros((7, 5)))
     with pytest.raises(ValueError, match="chooses from 5 actions; the environment has 3"):

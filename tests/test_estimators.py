@@ -683,6 +683,45 @@ def test_standardised_weights_are_the_same_wherever_the_rewards_lie():
     np.testing.assert_array_equal(baselines.standardised(returns), 0)
 
 
+@pytest.mark.parametrize("name", ["batch_mean", "leave_one_out", "leave_one_out_live"])
+def test_where_all_returns_are_equal_nothing_is_left(name):
+    """In float32, where the mean of ninety-nine times 0.1 is not 0.1."""
+    mask = np.random.default_rng(0).random((100, HORIZON)) < 0.5
+    with jax.enable_x64(False):
+        x = jnp.full(mask.shape, 0.1, jnp.float32)
+        zeros = jnp.zeros_like(x)
+        steps = Steps(x, zeros, zeros, zeros, zeros, jnp.asarray(mask, jnp.float32))
+        left = jax.jit(lambda x: x - estimators.BASELINES[name](x, steps))(x)
+        plain = jax.jit(lambda x: x - (jnp.sum(x, 0, keepdims=True) - x) / (len(x) - 1))(x)
+    alone = (mask.sum(0) - mask) == 0  # then there is nothing to subtract
+    live = mask & ~alone if name == "leave_one_out_live" else np.ones_like(mask)
+    np.testing.assert_array_equal(left[live], 0)
+    assert np.any(plain != 0)
+
+
+def test_squares_that_overflow_have_no_standardised_weights():
+    with jax.enable_x64(False):
+        assert jnp.all(jnp.isnan(baselines.standardised(1e19 * jnp.array([1.0, 2.0, 4.0]))))
+
+
+@pytest.mark.parametrize("shape", [(), (HORIZON,), (4, 1)])
+def test_forms_and_baselines_of_another_shape_are_refused(shape, monkeypatch):
+    zeros = jnp.zeros((4, HORIZON))
+    steps = Steps(zeros, zeros, zeros, zeros, zeros, zeros + 1)
+    monkeypatch.setitem(estimators.FORMS, "odd", lambda steps, hyper: jnp.zeros(shape))
+    with pytest.raises(ValueError, match="form='odd' gives an array of shape"):
+        psi(estimator("odd", "none"), steps, GENERIC)
+    monkeypatch.setitem(estimators.BASELINES, "odd", lambda form, steps: jnp.zeros(shape))
+    with pytest.raises(ValueError, match="baseline='odd' gives an array of shape"):
+        psi(estimator("reward_to_go", "odd"), steps, GENERIC)
+
+
+@pytest.mark.parametrize("chosen", ["reward_to_go", ("gae", "none", "uniform"), Hyper()])
+def test_what_is_no_estimator_is_refused(chosen):
+    with pytest.raises(ValueError, match="must be made by estimators.estimator"):
+        estimators.check(chosen)
+
+
 def test_standardised_weights_are_the_same_at_any_scale_of_the_rewards():
     """In single precision too, where (x - mean) / std is less than a digit of x."""
     reward = np.random.default_rng(0).normal(3.0, 1.0, size=(4, HORIZON)).astype(np.float32)

@@ -381,6 +381,12 @@ def test_an_update_needs_little_beside_its_trajectory(rows, form, baseline, most
     assert times_the_trajectory() > most
 
 
+def test_params_without_a_value_are_refused():
+    gradient_fn, params, _ = cartpole("gae", "value")
+    with pytest.raises(ValueError, match="params with a value function must be"):
+        gradient_fn(KEY, params["policy"])
+
+
 def test_a_sum_over_very_many_chunks_is_not_worn_away():
     """One after the other, a hundred thousand tenths in float32 make 9998.6."""
     live = Selection(jnp.ones(10**5, bool), 1)

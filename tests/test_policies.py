@@ -126,6 +126,15 @@ def test_value_functions(kind):
     assert value.apply(value.init(jax.random.key(0), obs), obs).shape == ()
 
 
+def test_a_table_of_another_shape_is_refused():
+    policy, value = policies.tabular(3, 2), policies.tabular_value(3)
+    with pytest.raises(ValueError, match=r"table have shape \(2, 2\); expected \(3, 2\)"):
+        policy.step(jnp.zeros((2, 2)), (), jnp.int32(0))
+    with pytest.raises(ValueError, match=r"table have shape \(4,\); expected \(3,\)"):
+        value.apply(jnp.zeros(4), jnp.int32(0))
+    assert value.apply(np.arange(3.0), jnp.int32(2)) == 2  # tables of numpy are as good
+
+
 @pytest.mark.parametrize("num_actions", [None, 2])
 def test_what_is_not_in_a_table_has_no_value(num_actions):
     value = policies.tabular_value(3, num_actions=num_actions)

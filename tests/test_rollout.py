@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.environments import environment, spaces
 
 from pgjax import backends, distributions, environments, policies, rollout, stepping
 
@@ -427,3 +428,83 @@ def test_what_is_not_asked_for_is_not_kept(widths, monkeypatch):
 def test_bad_input(count):
     with pytest.raises(ValueError, match=f"{count}=0"):
         roll(**{count: 0})
+
+
+class Odd(environment.Environment):
+    """Moves by a tenth a step; how it starts, and what a step gives, are given."""
+
+    def __init__(self, start=(0.0, 0.0), **changes):
+        super().__init__()
+        self.first, self.changes = jnp.asarray(start), changes
+
+    default_params = environment.EnvParams()
+
+    def reset_env(self, key, params):
+        return self.first, environment.EnvState(time=jnp.int32(0))
+
+    def step_env(self, key, state, action, params):
+        state = environment.EnvState(time=state.time + 1)
+        given = {"obs": jnp.full(2, 0.1) * state.time, "reward": 1.0, "terminated": False}
+        given |= self.changes
+        return given["obs"], state, given["reward"], given["terminated"], {}
+
+    def is_truncated(self, state, params):
+        return self.changes.get("truncated", jnp.bool_(False))
+
+    def is_terminated(self, state, params):
+        return jnp.bool_(False)
+
+    def action_space(self, params=None):
+        return spaces.Discrete(2)
+
+
+@pytest.mark.parametrize("rows", ["episodes", "segments"])
+@pytest.mark.parametrize(
+    ("start", "obs"),
+    [(jnp.zeros(2, jnp.int32), None), (jnp.full(2, 0.5), jnp.ones(2, jnp.int32))],
+)
+def test_observations_have_a_dtype_that_holds_those_of_resets_and_steps(start, obs, rows):
+    env = Odd(start, **({} if obs is None else {"obs": obs}))
+    policy = policies.memoryless(
+        lambda key, obs: (), lambda params, obs: distributions.categorical(jnp.zeros(2))
+    )
+    key, params = jax.random.key(0), env.default_params
+    if rows == "episodes":
+        found = rollout.episodes(key, env, params, policy, (), num_episodes=3, horizon=4)
+    else:
+        carry = rollout.start(key, env, params, policy, num_rows=3)
+        found, after = rollout.segments(key, env, params, policy, (), carry, horizon=4)
+        chex.assert_trees_all_equal_shapes_and_dtypes(carry, after)
+    steps = 0.1 * np.arange(1, 4) if obs is None else np.ones(3)
+    expected = np.concatenate([np.ravel(start)[:1], steps])
+    assert found.obs.dtype == found.final_obs.dtype == jnp.float32
+    np.testing.assert_allclose(found.obs, np.tile(expected[None, :, None], (3, 1, 2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reward": jnp.ones(1)}, r"reward of a step in Odd has shape \(1,\), not \(\)"),
+        ({"terminated": jnp.zeros(1, bool)}, "terminated of a step in Odd has shape"),
+        ({"truncated": jnp.zeros(1, bool)}, "truncated of a step in Odd has shape"),
+        ({"obs": jnp.zeros(3)}, r"observations in Odd have shape \(2,\) before and \(3,\) after"),
+        ({"obs": jnp.float32(0)}, r"observations in Odd have shape \(2,\) before and \(\) after"),
+    ],
+)
+def test_steps_of_wrong_shapes_are_refused(changes, message):
+    env = Odd(**changes)
+    policy = policies.memoryless(
+        lambda key, obs: (), lambda params, obs: distributions.categorical(jnp.zeros(2))
+    )
+    play = {"num_episodes": 3, "horizon": 4}
+    with pytest.raises(ValueError, match=message):
+        rollout.episodes(jax.random.key(0), env, env.default_params, policy, (), **play)
+
+
+def test_actions_of_another_shape_are_refused():
+    env, env_params = environments.make("Pendulum-v1")
+    policy = policies.memoryless(
+        lambda key, obs: (), lambda params, obs: distributions.normal(jnp.zeros(2), 1.0)
+    )
+    with pytest.raises(ValueError, match=r"actions have shape \(2,\); Pendulum-v1's \(1,\)"):
+        rollout.episodes(jax.random.key(0), env, env_params, policy, (), num_episodes=2, horizon=3)

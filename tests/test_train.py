@@ -134,6 +134,17 @@ def test_a_state_made_without_the_gradient_is_refused():
     assert run(start(), 1, empty)[0].step == 1
 
 
+def test_weakly_typed_params_do_not_compile_again():
+    """Python's numbers, and what `jnp.full` makes of them."""
+    optimizer = optax.adam(0.1)
+    gradient_fn = lambda key, params: (jax.tree.map(lambda x: 3.0 - x, params), {})
+    step = jax.jit(lambda key, state: train.step(key, state, gradient_fn, optimizer))
+    state = train.init(KEY, {"loc": 0.0, "scale": jnp.full(3, -1.0)}, optimizer)
+    for _ in range(3):
+        state, _ = step(KEY, state)
+    assert step._cache_size() == 1
+
+
 def test_second_call_does_not_compile_again():
     traced = []
 

@@ -22,9 +22,12 @@ def to_action(space: spaces.Space, distribution: Distribution, sample: jax.Array
       sample: `[...]`, as `distribution.sample` gave it.
 
     Raises:
-      ValueError: a categorical over more actions than a discrete space has.
+      ValueError: a categorical over more actions than a discrete space has, samples that are no
+        whole numbers for one.
     """
     if isinstance(space, spaces.Discrete):
+        if jnp.issubdtype(sample.dtype, jnp.floating):
+            raise ValueError(f"policy's actions are {sample.dtype}; the environment's, discrete")
         num = distribution.logits.shape[-1] if isinstance(distribution, Categorical) else 0
         if num > space.n:
             raise ValueError(f"policy chooses from {num} actions; the environment has {space.n}")

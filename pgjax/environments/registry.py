@@ -63,7 +63,7 @@ def make(name: str, **overrides: Any) -> tuple[Environment, EnvParams]:
 
 def time_limit(env_params: EnvParams) -> int | None:
     """Steps after which an episode is truncated; None without a limit."""
-    limit = int(env_params.max_steps_in_episode)
+    limit = int(getattr(env_params, "max_steps_in_episode", UNLIMITED))
     return None if limit >= UNLIMITED else limit
 
 

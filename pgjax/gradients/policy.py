@@ -1,6 +1,6 @@
 """The policy gradient: of given trajectories, and of fresh episodes as a `GradientFn`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -156,8 +156,16 @@ def policy_gradient(
 
 
 def policy_part(params: Params, value_function: ValueFunction | None) -> Params:
-    """The policy's own parameters."""
-    return params if value_function is None else params["policy"]
+    """The policy's own parameters.
+
+    Raises:
+      ValueError: with a value function, params that are not `{"policy": ..., "value": ...}`.
+    """
+    if value_function is None:
+        return params
+    if not isinstance(params, Mapping) or set(params) != {"policy", "value"}:
+        raise ValueError('params with a value function must be {"policy": ..., "value": ...}')
+    return params["policy"]
 
 
 def batch_gradient(

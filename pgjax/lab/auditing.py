@@ -97,6 +97,7 @@ def plan(config: Config, run: Path | None, choices: Choices, output: Path) -> Pl
     Raises:
       ValueError: names the argument, its value and what is allowed.
     """
+    experiment.import_modules(config)
     found = {name: parse(name) for name in choices.estimators}
     _check(choices, output)
     if run is not None:

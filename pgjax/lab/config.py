@@ -29,6 +29,8 @@ SCHEDULES = ("constant", "linear", "cosine")
 class Config:
     """A run is a function of this record."""
 
+    modules: tuple[str, ...] = ()
+    """Python modules to import first, for the environments, forms and baselines they register."""
     env: str = "CartPole-v1"
     """Environment (`pgjax list envs`)."""
     env_params: dict[str, int | float | bool] = dataclasses.field(default_factory=dict)
@@ -171,8 +173,8 @@ def accepts(field: str, kind: type) -> bool:
 
 def dump(config: Config) -> str:
     """The config as YAML, every field named; `load` reads it back equal."""
-    tuples = {"hidden": list(config.hidden), "loggers": list(config.loggers)}
-    content = dataclasses.asdict(config) | tuples
+    names = ("modules", "hidden", "loggers")
+    content = dataclasses.asdict(config) | {name: list(getattr(config, name)) for name in names}
     return yaml.safe_dump(content, sort_keys=False)
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import importlib
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -77,11 +79,27 @@ def setting(config: Config) -> Setting:
     """
     configs.validate(config)
     _check_precision(config.precision)
+    import_modules(config)
     env, env_params = environments.make(config.env, **config.env_params)
     horizon = _horizon(config, env_params)
     value_function = policies.make_value(config.policy, env, env_params, **_network(config))
     policy = _policy(config, env, env_params, config.initial_log_std)
     return Setting(env, env_params, policy, value_function, _hyper(config), horizon)
+
+
+def import_modules(config: Config) -> None:
+    """Imports what a config names, from where Python is started too, so that it can register.
+
+    Raises:
+      ValueError: a module that cannot be imported.
+    """
+    if config.modules and "" not in sys.path:
+        sys.path.insert(0, "")
+    for name in config.modules:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ValueError(f"modules={name!r} cannot be imported: {error}") from error
 
 
 def as_possible(config: Config) -> Config:
@@ -107,6 +125,7 @@ def check_numbers(config: Config) -> None:
       ValueError: names the argument, its value and what is allowed.
     """
     configs.validate(config)
+    import_modules(config)
     estimators.check_hyper(_hyper(config))
     _check_env_params(config.env, tuple(config.env_params.items()))
 

@@ -167,6 +167,7 @@ def identity(config: Config) -> str:
     """Names what a run computes; the same for configs that differ only in names and lengths."""
     what = dataclasses.asdict(config)
     for field in (
+        "modules",
         "name",
         "directory",
         "loggers",

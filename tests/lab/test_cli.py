@@ -341,3 +341,52 @@ def test_parsing_waits_for_nothing_slow():
         "import sys, pgjax.lab.cli; print(*sorted({'jax', 'gymnax', 'orbax'} & set(sys.modules)))"
     )
     assert python("-c", code).stdout.strip() == ""
+
+
+MINE = '''
+import gymnax
+from gymnax.environments.classic_control.cartpole import CartPole
+from pgjax import estimators
+
+
+class Mine(CartPole):
+    name = "Mine-v0"
+
+
+def mine(steps, hyper):
+    """Twice the reward to go."""
+    return 2 * estimators.reward_to_go(steps, hyper)
+
+
+if "Mine-v0" not in gymnax.registered_envs:
+    gymnax.register("Mine-v0", Mine)
+estimators.FORMS["mine"] = mine
+'''
+
+
+def test_what_modules_register_can_be_chosen_and_is_found_again(tmp_path):
+    """In processes of their own: the module is imported by none of them but through the flag."""
+    (tmp_path / "mylib.py").write_text(MINE)
+    tiny = "--hidden 4 --num-episodes 4 --horizon 8 --num-updates 1 --evaluation-episodes 2"
+    commands = (
+        f"train --modules mylib --env Mine-v0 --form mine {tiny} --name own",
+        "evaluate runs/own --episodes 2",
+        "audit --checkpoint runs/own --estimators mine+none --replicates 4 --num-episodes 2",
+        f"sweep --modules mylib --env Mine-v0 --form mine,gae {tiny} --env-params gravity 5,9",
+    )
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "pgjax", *command.split()],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_modules_that_are_not_there_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--modules", "nothing_of_the_sort"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("pgjax: error: modules='nothing_of_the_sort' cannot be imported: ")
+    assert not (tmp_path / "runs").exists()

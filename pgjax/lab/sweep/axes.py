@@ -32,6 +32,7 @@ FIXED = (
     "updates_per_call",
     "evaluation_episodes",
     "loggers",
+    "modules",
 )
 """Fields of a config that a sweep takes one value of."""
 

@@ -226,7 +226,7 @@ def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
 def _plain(field: str, given: Any) -> Any:
     """The one value of a field that cannot be swept, possibly given as text."""
     value = given
-    if isinstance(given, str) and field == "loggers":
+    if isinstance(given, str) and field in ("loggers", "modules"):
         value = [name.strip() for name in given.split(",")]
     elif isinstance(given, str) and (given == "None" or not configs.accepts(field, str)):
         value = axes.scalar(given)
