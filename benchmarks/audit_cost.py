@@ -140,7 +140,7 @@ def env_steps(metrics: Any) -> int:
 
 
 def single_episodes(kind: str, size: Size, horizon: int, rounds: int) -> list[kept.Row]:
-    """Gradients of single episodes a second, computed in several ways."""
+    """Gradients of single episodes per second, computed in several ways."""
     given = problem(kind)
     num = size.num_replicates
     use = {"policy": given.policy, "estimator": given.estimator, "hyper": given.hyper}

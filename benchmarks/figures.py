@@ -36,7 +36,7 @@ def draw(directory: Path) -> list[Path]:
 
 
 def throughput(rows: Sequence[Row]) -> Figure:
-    """Steps a second against every axis, one line for each way to learn."""
+    """Steps per second against every axis, one line for each way to learn."""
     figure = Figure(figsize=(13, 6.4), layout="constrained")
     panels = figure.subplots(2, 4)
     tasks = dict.fromkeys((row["case"]["env"], row["case"]["endless"]) for row in rows)
@@ -139,7 +139,7 @@ def compile_time(rows: Sequence[Row]) -> Figure:
 
 
 def chunk_size(rows: Sequence[Row]) -> Figure:
-    """Steps a second and temporary bytes against the number of samples in a chunk."""
+    """Steps per second and temporary bytes against the number of samples in a chunk."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     names = {"steps_per_second": "live steps per second", "temporary_bytes": "temporary bytes"}
     for panel, (name, label) in zip(figure.subplots(1, 2), names.items(), strict=True):
@@ -150,7 +150,7 @@ def chunk_size(rows: Sequence[Row]) -> Figure:
 
 
 def scaling(rows: Sequence[Row]) -> Figure:
-    """Steps a second against devices, in one process or one in each, beside what is ideal."""
+    """Steps per second against devices, in one process or one in each, beside what is ideal."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     kinds = ("strong", "weak")
     panels = figure.subplots(1, len(kinds), sharey=True)
@@ -219,7 +219,7 @@ FIGURES: dict[str, Callable[[Sequence[Row]], Figure]] = {
     "sweep": bars("ratio", "throughput, over that of a single run"),
     "short_episodes": bars("ratio", "live steps per second, over those with segments"),
     "audit_cost": bars("ratio", "seconds of an audit, over those of training"),
-    "layout": bars("speed", "live steps per second, over those with the own layout"),
+    "layout": bars("speed", "live steps per second, over those with pgjax's layout"),
     "huge_pages": bars("gain", "live steps per second with huge pages, over those without"),
     "gradient_norms": bars("milliseconds", "milliseconds"),
     "oracle": bars("seconds", "seconds, compilation included"),

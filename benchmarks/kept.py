@@ -3,9 +3,9 @@
 A result is a list of rows: what was measured (`case`) and, by name, what each round measured. The
 results of a machine are in `results/<machine kind>/<benchmark>.json`, and are compared with those
 of the same kind only. A figure has moved if its medians differ by more than the sum of both
-interquartile ranges, and by more than 5%. Where a benchmark has many figures of one name that are
-times or rates, they must differ so from what the machine's drift makes of them, too: their median
-change.
+interquartile ranges, and by more than 5%. Times and rates with five cases or more must also have
+moved by that much relative to their median change, which is told by itself: a slower machine
+changes all of them, and so may slower code.
 """
 
 import argparse
@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parent / "results"
 LEAST = 0.05
 """Differences of less than this share of a figure do not count."""
 DRIFTING = re.compile("second|minute")
-"""What figures are called that depend on how busy the machine's host is."""
+"""Names of figures that depend on how busy the host is."""
 ENOUGH = 5
 """Cases that tell the drift of a machine from a change of some."""
 
@@ -138,6 +138,11 @@ def compare(
         f"moved: {move.case}, {move.name}: {in_short(move.before)} -> {in_short(move.after)} "
         f"({_change(move)})"
         for move in moves
+    ]
+    lines += [
+        f"all {name}: {drift - 1:+.0%} in the median, by the machine or by a change to most cases"
+        for name, drift in _drifts(pairs).items()
+        if abs(drift - 1) > LEAST
     ]
     gone = _by_case(before["rows"]).keys() - _by_case(rows)
     lines += [f"not measured this time: {case}" for case in sorted(gone)]
@@ -261,7 +266,7 @@ def _summary(name: str, rounds: Sequence[float]) -> dict[str, Any]:
 
 
 def _differ(old: Mapping[str, Any], new: Mapping[str, Any], drift: float) -> bool:
-    noise = sum(each["high"] - each["low"] for each in (old, new))
+    noise = drift * (old["high"] - old["low"]) + new["high"] - new["low"]
     difference = abs(new["median"] - drift * old["median"])
     return difference > max(noise, LEAST * abs(drift * old["median"]))
 

@@ -77,7 +77,7 @@ def command_buffers(told: Callable[..., dict[str, Any]]) -> dict[str, dict[str, 
 
 
 def measure(smoke: bool) -> list[kept.Row]:
-    """Steps a second with every layout, and as a multiple of those with pgjax's own."""
+    """Steps per second with every layout, and as a multiple of those with pgjax's own."""
     kind, rows = jax.default_backend(), []
     for name in ["short episodes"] if smoke else TASKS:
         for num_rows in [2] if smoke else NUM_ROWS:

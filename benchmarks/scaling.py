@@ -76,7 +76,7 @@ def at_once(function: Callable[[Any], Any], of: Sequence[Any]) -> list[Any]:
 
 
 def measure(smoke: bool) -> list[kept.Row]:
-    """Steps a second of every shape, taken in turn."""
+    """Steps per second of every shape, taken in turn."""
     strong, weak, horizon = (4, None, 4) if smoke else SETTINGS.values()
     num_rounds = 1 if smoke else ROUNDS
     # Asked in another process: this one must leave accelerators to those it starts.

@@ -45,7 +45,7 @@ def updates(setting: training.Setting, num_updates: int) -> training.Program:
 
 
 def measure(smoke: bool) -> list[kept.Row]:
-    """Steps a second of both kinds, and as a multiple of those of windows."""
+    """Steps per second of both kinds, and as a multiple of those of windows."""
     chosen, rounds, least = (SMOKE, 1, 0.0) if smoke else (SETTINGS, ROUNDS, LEAST_SECONDS)
     rows = []
     for env, numbers in chosen["num_rows"].items():

@@ -50,7 +50,7 @@ EQUAL = {
     "batch; the scale of the gradient",
 }
 DIFFERENT = {
-    "pgjax": "all devices, one a core; what it tells XLA; bootstraps at the time limit; reports "
+    "pgjax": "all devices, one per core; what it tells XLA; bootstraps at the time limit; reports "
     "the metrics of every update; skips updates that are not finite",
     "pgjax, episodes": "whole episodes cut at as many steps instead of windows: only live steps "
     "count as steps",

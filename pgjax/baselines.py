@@ -4,8 +4,9 @@ Each takes the returns `x [N, ...]` of N independent rows, with `mask [N, T]` wh
 matter, and gives a baseline of the shape of `x`. A baseline leaves the gradient unbiased when it
 does not depend on the row it is subtracted from.
 
-Means are taken relative to one of the entries: where all are equal, the difference is zero and not
-the rounding of their sum, which an optimiser such as Adam would scale up to steps of full size.
+Means are taken in two passes, the second of what the first leaves: where all entries are equal,
+x - b is zero and not the rounding of a sum, which an optimiser such as Adam would scale up to full
+steps.
 """
 
 import chex
@@ -23,8 +24,8 @@ def batch_mean(x: jax.Array) -> jax.Array:
 
     Biased: the gradient is exactly (N-1)/N of the leave-one-out gradient.
     """
-    first = x[:1]
-    return jnp.broadcast_to(first + jnp.mean(x - first, axis=0, keepdims=True), x.shape)
+    centre = jnp.mean(x, axis=0, keepdims=True)
+    return jnp.broadcast_to(centre + jnp.mean(x - centre, axis=0, keepdims=True), x.shape)
 
 
 def leave_one_out(x: jax.Array) -> jax.Array:
@@ -35,9 +36,9 @@ def leave_one_out(x: jax.Array) -> jax.Array:
 
     Source: Kool et al. 2019; Mnih & Rezende 2016.
     """
-    first = x[:1]
-    relative = x - first
-    return first + (jnp.sum(relative, axis=0, keepdims=True) - relative) / (x.shape[0] - 1)
+    centre = jnp.mean(x, axis=0, keepdims=True)
+    left = x - centre
+    return centre + (jnp.sum(left, axis=0, keepdims=True) - left) / (x.shape[0] - 1)
 
 
 def leave_one_out_live(x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -46,12 +47,11 @@ def leave_one_out_live(x: jax.Array, mask: jax.Array) -> jax.Array:
     b_it = sum_{j != i} m_jt x_jt / max(1, sum_{j != i} m_jt)
     """
     chex.assert_equal_shape([x, mask])
-    live = jnp.argmax(mask > 0, axis=0, keepdims=True)
-    some = jnp.take_along_axis(x, live, axis=0)
-    relative = mask * (x - some)
-    total = jnp.sum(relative, axis=0, keepdims=True) - relative
-    count = jnp.sum(mask, axis=0, keepdims=True) - mask
-    return jnp.where(count > 0, some + total / jnp.maximum(count, 1), 0)
+    count = jnp.sum(mask, axis=0, keepdims=True)
+    centre = jnp.sum(mask * x, axis=0, keepdims=True) / jnp.maximum(count, 1)
+    left, others = mask * (x - centre), count - mask
+    total = jnp.sum(left, axis=0, keepdims=True) - left
+    return jnp.where(others > 0, centre + total / jnp.maximum(others, 1), 0)
 
 
 def time_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -60,10 +60,12 @@ def time_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
     b_i = sum_{j != i} sum_t m_jt x_jt / sum_{j != i} sum_t m_jt
     """
     chex.assert_equal_shape([x, mask])
-    total = jnp.sum(mask * x, axis=1, keepdims=True)
+    centre = jnp.sum(mask * x) / jnp.maximum(jnp.sum(mask), 1)
+    total = jnp.sum(mask * (x - centre), axis=1, keepdims=True)
     count = jnp.sum(mask, axis=1, keepdims=True)
-    others = (jnp.sum(total) - total) / jnp.maximum(jnp.sum(count) - count, 1)
-    return jnp.broadcast_to(others, x.shape)
+    others = jnp.sum(count) - count
+    mean = centre + (jnp.sum(total) - total) / jnp.maximum(others, 1)
+    return jnp.broadcast_to(jnp.where(others > 0, mean, 0), x.shape)
 
 
 def standardise(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -89,10 +91,9 @@ def standardised(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     std = jnp.sqrt(jnp.sum(mask * centred**2) / count)
     rounding = 1e-6 if jnp.finfo(centred.dtype).bits < 64 else 1e-13  # of sums of many rewards
     size = jnp.sqrt(jnp.sum(mask * x**2) / count)
-    flat = (std <= rounding * size) & jnp.isfinite(size)
-    return jnp.where(
-        flat, 0, jnp.where(jnp.isfinite(size), centred, jnp.nan) / jnp.where(flat, 1, std)
-    )
+    flat = std <= rounding * size  # never of NaN
+    weight = jnp.where(flat, 0, centred / jnp.where(flat, 1, std))
+    return jnp.where(jnp.isfinite(size), weight, jnp.nan)
 
 
 BATCH = {

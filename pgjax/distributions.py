@@ -260,7 +260,7 @@ class Greedy(NamedTuple):
     good for nothing but acting.
     """
 
-    distribution: Any  # whose `probs` only finite ones have
+    distribution: Any  # `probs` needs a finite one
 
     @property
     def probs(self):

@@ -279,7 +279,8 @@ def psi(estimator: Estimator, steps: Steps, hyper: Hyper) -> jax.Array:
       `[N, T]` weights, zero where `mask` is zero.
 
     Raises:
-      ValueError: what `estimator` refuses, or a single row with a baseline that needs others.
+      ValueError: what `estimator` refuses, a single row with a baseline that needs others, or a
+        form or baseline that gives another shape.
     """
     check(estimator)
     chex.assert_equal_shape(steps)

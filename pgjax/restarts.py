@@ -62,6 +62,8 @@ def visit(
         reset_key, step_key, keep_key = jax.random.split(key, 3)
         advance = _advance(step_key, env, env_params, policy, params)
         obs, state = env.reset_env(reset_key, env_params)
+        _, later, _ = jax.eval_shape(advance, jnp.int32(0), state, obs, jnp.bool_(True))
+        obs = rollout.promote(obs, later)
         start = Visits(state, obs, jnp.int32(0), jnp.zeros((), weights.dtype))
 
         def go_on(loop):

@@ -32,8 +32,8 @@ def discounted_sum(x: jax.Array, rate: ArrayLike) -> jax.Array:
 
     With the discount as the rate and rewards as x this is the reward-to-go (Sutton & Barto 2018,
     eq. 3.9). It runs the recursion itself, because a cumulative sum divided by powers of the rate
-    overflows on long horizons, and compensates for rounding (Kahan 1965): at rate one the error
-    does not grow with the horizon.
+    overflows on long horizons, and compensates for rounding (Kahan 1965), so that the error does
+    not grow with the horizon. What precedes an entry that is not finite may be NaN.
 
     Args:
         x: `[..., T]` what to sum.
@@ -232,9 +232,11 @@ def _sum_block(number, loop, num_steps=BLOCK):
 def _add_following(following, x_and_rate):
     """A step back; what rounding adds to a sum, which may be millions of times x, is taken off."""
     (total, surplus), (x, rate) = following, x_and_rate
-    carried, x = rate * total, x - rate * surplus
-    y = carried + x
-    return (y, (y - carried) - x), y
+    near = rate > 0.5  # then rate - 1 is exact, and so little is taken from the total
+    base = jnp.where(near, total, 0)
+    change = x + jnp.where(near, rate - 1, rate) * total - rate * surplus
+    y = base + change
+    return (y, (y - base) - change), y
 
 
 def _align(series: list[jax.Array], rates: list[ArrayLike]) -> list[jax.Array]:

@@ -289,9 +289,9 @@ def _check_fields(fields):
 
 
 def promote(obs: Any, other: Any) -> Any:
-    """Observations in dtypes that hold those of others, as of a reset those of a step."""
-    both = lambda x, y: jnp.asarray(x).astype(jnp.promote_types(x.dtype, y.dtype))
-    return jax.tree.map(both, obs, other)
+    """Observations, promoted to dtypes that also hold those of others, as of a step."""
+    common = lambda x, y: jnp.promote_types(jnp.result_type(x), jnp.result_type(y))
+    return jax.tree.map(lambda x, y: jnp.asarray(x).astype(common(x, y)), obs, other)
 
 
 def advancing(env: Any, env_params: Any) -> Callable[..., tuple[Any, Any, Trajectory]]:
@@ -308,9 +308,8 @@ def advancing(env: Any, env_params: Any) -> Callable[..., tuple[Any, Any, Trajec
     space = env.action_space(env_params)
 
     def advance(key, distribution, action, state, obs):
-        if isinstance(space, spaces.Discrete | spaces.Box) and action.size != math.prod(
-            space.shape
-        ):
+        has_shape = isinstance(space, spaces.Discrete | spaces.Box)
+        if has_shape and action.size != math.prod(space.shape):
             raise ValueError(
                 f"policy's actions have shape {action.shape}; {env.name}'s {space.shape}"
             )

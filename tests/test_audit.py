@@ -616,11 +616,11 @@ def test_intervals_of_a_length_hold_it_where_the_noise_is_in_one_direction():
     held, control = 0, 0
     for _ in range(repetitions):
         found = moments(summed(mean + error * rng.normal(size=(256, 5))))
-        reach = stats.t.ppf(0.975, 63)
-        estimate = squared_length(found.mean, found, None, reach)
+        t_quantile = stats.t.ppf(0.975, 63)
+        estimate = squared_length(found.mean, found, None, t_quantile)
         held += estimate.low <= mean @ mean <= estimate.high
         # Negative control: the variance along the mean that was found.
-        half = reach * 2 * np.linalg.norm(found.influences @ found.mean)
+        half = t_quantile * 2 * np.linalg.norm(found.influences @ found.mean)
         control += abs(estimate.value - mean @ mean) <= half
     slack = 3.5 * np.sqrt(0.05 * 0.95 / repetitions)
     assert abs(held / repetitions - 0.95) < slack
@@ -639,13 +639,13 @@ def test_intervals_of_many_parameters_hold_the_truth():
 def test_naive_intervals_of_a_squared_bias_are_not_calibrated():
     # What test inversion is for: with the plain jackknife error the interval holds zero always.
     rng = np.random.default_rng(0)
-    reach, held, inverted = stats.t.ppf(0.975, 63), 0, 0
+    t_quantile, held, inverted = stats.t.ppf(0.975, 63), 0, 0
     for _ in range(600):
         found = moments(summed(rng.normal(size=(SIZE, 1))))
         value = float(found.mean @ found.mean) - found.trace / found.count
         error = np.linalg.norm(2 * found.influences @ found.mean)
-        held += abs(value) <= reach * np.hypot(error, np.sqrt(2) * found.trace / found.count)
-        estimate = squared_length(found.mean, found, None, reach)
+        held += abs(value) <= t_quantile * np.hypot(error, np.sqrt(2) * found.trace / found.count)
+        estimate = squared_length(found.mean, found, None, t_quantile)
         inverted += estimate.low <= 0 <= estimate.high
     assert held / 600 > 0.99
     assert abs(inverted / 600 - 0.95) < 0.03

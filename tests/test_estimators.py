@@ -683,7 +683,7 @@ def test_standardised_weights_are_the_same_wherever_the_rewards_lie():
     np.testing.assert_array_equal(baselines.standardised(returns), 0)
 
 
-@pytest.mark.parametrize("name", ["batch_mean", "leave_one_out", "leave_one_out_live"])
+@pytest.mark.parametrize("name", ["batch_mean", "leave_one_out", "leave_one_out_live", "time_mean"])
 def test_where_all_returns_are_equal_nothing_is_left(name):
     """In float32, where the mean of ninety-nine times 0.1 is not 0.1."""
     mask = np.random.default_rng(0).random((100, HORIZON)) < 0.5
@@ -697,6 +697,18 @@ def test_where_all_returns_are_equal_nothing_is_left(name):
     live = mask & ~alone if name == "leave_one_out_live" else np.ones_like(mask)
     np.testing.assert_array_equal(left[live], 0)
     assert np.any(plain != 0)
+
+
+@pytest.mark.parametrize("name", ["batch_mean", "leave_one_out", "leave_one_out_live"])
+def test_one_large_return_does_not_round_the_baselines_of_the_others(name):
+    x = np.random.default_rng(0).random((64, 1))
+    x[0] = 1e7
+    zeros = np.zeros_like(x)
+    baseline = lambda x: estimators.BASELINES[name](x, Steps(x, *4 * [zeros], zeros + 1))
+    with jax.enable_x64(False):
+        found = baseline(jnp.asarray(x, jnp.float32))
+    # A digit of the mean, which is all that a number of single precision has.
+    np.testing.assert_allclose(found, baseline(x), atol=1e7 / 64 * 2**-20)
 
 
 def test_squares_that_overflow_have_no_standardised_weights():

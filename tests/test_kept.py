@@ -78,6 +78,14 @@ def test_a_machine_that_is_slower_throughout_is_no_change():
     assert not kept.moved(before, cases("seconds", [*drifted[:5], 1]))
 
 
+def test_a_change_to_most_cases_is_told(results):
+    kept.keep("toy", cases("seconds", [1] * 6), results=results)
+    lines = kept.compare("toy", cases("seconds", [1, 1, 1.3, 1.3, 1.3, 1.3]), results=results)
+    assert any(line.startswith("all seconds: +30% in the median") for line in lines)
+    lines = kept.compare("toy", cases("seconds", [1] * 6), results=results)
+    assert not any(line.startswith("all ") for line in lines)
+
+
 def test_ratios_do_not_drift():
     assert len(kept.moved(cases("ratio", [1] * 6), cases("ratio", [1.3] * 6))) == 6
 

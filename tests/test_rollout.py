@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnax.environments import environment, spaces
 
-from pgjax import backends, distributions, environments, policies, rollout, stepping
+from pgjax import backends, distributions, environments, policies, restarts, rollout, stepping
 
 FIELDS = ("obs", "action", "terminated", "mask")
 
@@ -479,6 +479,30 @@ def test_observations_have_a_dtype_that_holds_those_of_resets_and_steps(start, o
     expected = np.concatenate([np.ravel(start)[:1], steps])
     assert found.obs.dtype == found.final_obs.dtype == jnp.float32
     np.testing.assert_allclose(found.obs, np.tile(expected[None, :, None], (3, 1, 2)), rtol=1e-6)
+
+
+def test_restarts_where_resets_and_steps_differ_in_dtype():
+    env = Odd(jnp.zeros(2, jnp.int32))
+    policy = policies.memoryless(
+        lambda key, obs: (), lambda params, obs: distributions.categorical(jnp.zeros(2))
+    )
+    own = (jax.random.key(0), env, env.default_params, policy, ())
+    visits = restarts.visit(*own, jnp.ones(4), num_episodes=9)
+    np.testing.assert_allclose(visits.obs[:, 0], 0.1 * visits.time, rtol=1e-6)
+    assert visits.obs.dtype == jnp.float32 and len(set(np.asarray(visits.time))) > 1
+    left = restarts.continuations(*own, visits, jnp.zeros(9, int), discount=1.0, horizon=4)
+    np.testing.assert_array_equal(left, 4 - visits.time)
+
+
+def test_observations_may_be_numbers_of_python():
+    env = Odd(0, obs=3)
+    policy = policies.memoryless(
+        lambda key, obs: (), lambda params, obs: distributions.categorical(jnp.zeros(2))
+    )
+    found = rollout.episodes(
+        jax.random.key(0), env, env.default_params, policy, (), num_episodes=2, horizon=3
+    )
+    np.testing.assert_array_equal(found.obs, 2 * [[0, 3, 3]])
 
 
 @pytest.mark.parametrize(

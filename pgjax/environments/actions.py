@@ -22,8 +22,8 @@ def to_action(space: spaces.Space, distribution: Distribution, sample: jax.Array
       sample: `[...]`, as `distribution.sample` gave it.
 
     Raises:
-      ValueError: a categorical over more actions than a discrete space has, samples that are no
-        whole numbers for one.
+      ValueError: for a discrete space, a categorical over more actions than it has, or samples that
+        are floating-point numbers.
     """
     if isinstance(space, spaces.Discrete):
         if jnp.issubdtype(sample.dtype, jnp.floating):

@@ -78,8 +78,8 @@ def all_action_gradient(
       A `GradientFn`, with the metrics of `policy_gradient`.
 
     Raises:
-      ValueError: counts below one, rates outside [0, 1], an unknown state weighting, continuous
-        actions, or not exactly one source of action values.
+      ValueError: counts below one, 2^31 steps or more, rates outside [0, 1], an unknown state
+        weighting, continuous actions, or not exactly one source of action values.
 
     Source: Sutton et al. 2000; Allen et al. 2017, "Mean Actor Critic"; Ciosek & Whiteson 2018,
     "Expected Policy Gradients".

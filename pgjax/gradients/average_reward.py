@@ -83,9 +83,9 @@ def average_reward_gradient(
       `ends` (how many episodes ended), `env_steps`, `entropy` and `value_loss`.
 
     Raises:
-      ValueError: counts below one, rates outside [0, 1], a discount other than one, a form that
-        does not bootstrap, no value function, too few rows for the baseline, or renewal with
-        memory.
+      ValueError: counts below one, 2^31 steps or more, rates outside [0, 1], a discount other than
+        one, a form that does not bootstrap, no value function, too few rows for the baseline, or
+        renewal with memory.
 
     Source: Sutton et al. 2000; Sutton & Barto 2018, section 13.6.
     """
@@ -150,8 +150,8 @@ def gpomdp(
       A `StatefulGradientFn`, with the metrics of `average_reward_gradient`.
 
     Raises:
-      ValueError: counts below one, beta outside [0, 1), an unknown baseline, `constant` or one that
-        needs values, too few rows for it, or renewal with memory.
+      ValueError: counts below one, 2^31 steps or more, beta outside [0, 1), an unknown baseline,
+        `constant` or one that needs values, too few rows for it, or renewal with memory.
 
     Source: Baxter & Bartlett 2001, "Infinite-Horizon Policy-Gradient Estimation".
     """

@@ -126,8 +126,9 @@ def policy_gradient(
       (minus the mean log-probability of the actions taken) and `value_loss`.
 
     Raises:
-      ValueError: counts below one, rates outside [0, 1], too few episodes for the baseline or not a
-        multiple of the devices, or an estimator that needs a value function without one.
+      ValueError: counts below one, 2^31 steps or more, rates outside [0, 1], too few episodes for
+        the baseline or not a multiple of the devices, or an estimator that needs a value function
+        without one.
 
     Source: Williams 1992; Sutton et al. 2000; for the weights Psi, Schulman et al. 2016, eq. 1.
     """

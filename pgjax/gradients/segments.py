@@ -86,9 +86,9 @@ def segment_gradient(
       and `value_loss`.
 
     Raises:
-      ValueError: counts below one, rates outside [0, 1], a form that does not bootstrap, another
-        state weighting, no value function, or too few rows for the baseline or not a multiple of
-        the devices.
+      ValueError: counts below one, 2^31 steps or more, rates outside [0, 1], a form that does not
+        bootstrap, another state weighting, no value function, or too few rows for the baseline or
+        not a multiple of the devices.
 
     Source: Mnih et al. 2016, "Asynchronous Methods for Deep Reinforcement Learning"; for the bias,
     Nota & Thomas 2020, "Is the Policy Gradient a Gradient?".

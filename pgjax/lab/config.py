@@ -30,7 +30,7 @@ class Config:
     """A run is a function of this record."""
 
     modules: tuple[str, ...] = ()
-    """Python modules to import first, for the environments, forms and baselines they register."""
+    """Python modules to import first, for what they register; on every host of a job."""
     env: str = "CartPole-v1"
     """Environment (`pgjax list envs`)."""
     env_params: dict[str, int | float | bool] = dataclasses.field(default_factory=dict)

@@ -88,14 +88,16 @@ def setting(config: Config) -> Setting:
 
 
 def import_modules(config: Config) -> None:
-    """Imports what a config names, from where Python is started too, so that it can register.
+    """Imports what a config names, also from the working directory, so that it can register.
 
     Raises:
-      ValueError: a module that cannot be imported.
+      ValueError: no name of a module, or one that cannot be imported.
     """
     if config.modules and "" not in sys.path:
-        sys.path.insert(0, "")
+        sys.path.append("")
     for name in config.modules:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"modules={name!r} must be the name of a module, as in package.module")
         try:
             importlib.import_module(name)
         except ImportError as error:

@@ -384,6 +384,12 @@ def test_what_modules_register_can_be_chosen_and_is_found_again(tmp_path):
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("name", ["", ".mylib", "my lib", "mylib."])
+def test_what_is_no_name_of_a_module_is_refused(name, capsys):
+    assert cli.main(["train", "--modules", name]) == 2
+    assert f"modules={name!r} must be the name of a module" in capsys.readouterr().err
+
+
 def test_modules_that_are_not_there_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "--modules", "nothing_of_the_sort"]) == 2

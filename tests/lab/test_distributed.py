@@ -154,8 +154,7 @@ def wait_for_checkpoint(where, processes):
     raise AssertionError(ended(processes))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_if_one_is_killed_the_other_ends_and_both_resume(file, victim):
     path, settings = file
     undisturbed = Path(settings.directory) / "undisturbed"

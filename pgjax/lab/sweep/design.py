@@ -143,7 +143,8 @@ def identity(sweep: Sweep) -> str:
     base = dataclasses.replace(
         sweep.base, name=None, directory="", checkpoint_every=1, keep_checkpoints=1, loggers=()
     )
-    return json.dumps(yaml.safe_load(dump(dataclasses.replace(sweep, base=base, storage=None))))
+    content = yaml.safe_load(dump(dataclasses.replace(sweep, base=base, storage=None)))
+    return json.dumps({key: value for key, value in content.items() if key != "modules"})
 
 
 def digest(sweep: Sweep) -> str:
