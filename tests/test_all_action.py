@@ -237,5 +237,5 @@ def test_continuous_actions_are_refused():
     normal = policies.memoryless(
         init=lambda key, obs: (), apply=lambda params, obs: distributions.normal(0.0, 1.0)
     )
-    with pytest.raises(ValueError, match="policy gives Normal"):
+    with pytest.raises(ValueError, match="actions are float.*; the environment's, discrete"):
         jax.eval_shape(constructed(exact_q(), normal), KEY, ())

@@ -140,8 +140,6 @@ def _num_actions(env, env_params) -> int:
 
 def _probs(distribution: Distribution, num_actions: int) -> jax.Array:
     """Probabilities of all actions, `[*B, A]`."""
-    if distribution.support is not None:
-        raise ValueError(f"policy gives {type(distribution).__name__}; use a discrete distribution")
     log_prob = lambda action: distribution.log_prob(jnp.full(distribution.batch_shape, action))
     return jnp.moveaxis(jnp.exp(jax.vmap(log_prob)(jnp.arange(num_actions))), 0, -1)
 

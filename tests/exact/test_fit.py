@@ -45,7 +45,7 @@ MISFITS = {
     "more actions": (policies.tabular(4, 3), (4, 3), 2, "2 actions sum to"),
     "fewer actions": (policies.tabular(4, 2), (4, 2), 3, "3 actions sum to"),
     "fewer states": (policies.tabular(2, 2), (2, 2), 2, "sum to nan"),
-    "other params": (policies.tabular(4, 2), (4, 5), 2, "does not fit"),
+    "other params": (policies.tabular(4, 2), (4, 5), 2, r"shape \(4, 5\); expected \(4, 2\)"),
     "bernoulli on three": (bernoulli(), (4,), 3, "3 actions sum to nan"),
     "continuous": (gaussian(), (4,), 2, "gives Normal; a finite MDP takes discrete actions"),
 }
