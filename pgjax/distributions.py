@@ -184,7 +184,9 @@ class Beta(NamedTuple):
 
     Samples and modes that round to 0 or 1 are moved to the nearest number inside, so that they have
     a finite log-probability. In float32 the beta function loses digits to cancellation: entropy and
-    log-probability are off by up to 3e-4 at alpha = beta = 1e3, and 1e-2 at 1e4. Chou et al. 2017.
+    log-probability are off by up to 3e-4 at alpha = beta = 1e3, and 1e-2 at 1e4. Scores are biased
+    for parameters below about 0.3, because many samples then round to 1: E[grad log p] is not zero
+    there, and float64 helps. Chou et al. 2017.
     """
 
     alpha: jax.Array  # [*B]

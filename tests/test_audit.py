@@ -127,15 +127,78 @@ def test_a_large_mean_does_not_cancel_in_float32():
     np.testing.assert_allclose(result.mean, rows.mean(0), rtol=1e-9)
 
 
-@pytest.mark.parametrize("scale", [1e-15, 1e15])
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-15, 1e15, 1e19, 1e30])
 def test_any_unit_will_do_in_float32(scale):
     def scaled(key, params):
         return scale * jax.random.normal(key, (3,), jnp.float32), {}
 
     with jax.enable_x64(False):
-        result = audit.audit(KEY, np.zeros(3), scaled, num_replicates=500, chunk_size=100)
+        result = audit.audit(
+            KEY, np.zeros(3), scaled, reference=np.zeros(3), num_replicates=500, chunk_size=100
+        )
+        off = audit.audit(
+            KEY,
+            np.zeros(3),
+            scaled,
+            reference=np.full(3, scale),
+            num_replicates=500,
+            chunk_size=100,
+        )
     np.testing.assert_allclose(float(result.trace) / scale**2, 3, rtol=0.2)
     np.testing.assert_allclose(float(result.cv2), 2 / 3, rtol=0.4)
+    assert result.bias_test.p_value > 1e-3 > 1e-9 > off.bias_test.p_value
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e10])
+def test_gradients_that_are_mostly_zero_need_no_unit_of_their_own(scale):
+    """None of the first replicates says how large the others are."""
+
+    def rare(key, params):
+        some = jax.random.uniform(key) < 5e-3
+        return scale * jnp.where(some, 1 + jax.random.normal(key, (2,), jnp.float32), 0), {}
+
+    with jax.enable_x64(False):
+        rows = jax.vmap(lambda i: rare(jax.random.fold_in(KEY, i), None)[0])(jnp.arange(4000))
+        assert not np.any(rows[: replicates.pilots(4000)])
+        result = audit.audit(
+            KEY, np.zeros(2), rare, reference=np.zeros(2), num_replicates=4000, chunk_size=1000
+        )
+    rows = np.asarray(rows, np.float64) / scale
+    squares = np.sum((rows - rows.mean(0)) ** 2, axis=1)
+    np.testing.assert_allclose(float(result.trace) / scale**2, squares.sum() / 3999, rtol=1e-5)
+    np.testing.assert_allclose(float(result.cv2), squares.var() / squares.mean() ** 2, rtol=1e-4)
+    assert result.bias_test.p_value < 1e-3
+
+
+def test_a_variance_that_overflows_is_not_judged():
+    def seldom_huge(key, params):
+        noise, chance = jax.random.normal(key, (2,), jnp.float32), jax.random.uniform(key)
+        return jnp.where(chance < 5e-3, 1e25, 1.0) * noise, {}
+
+    with jax.enable_x64(False):
+        result = audit.audit(
+            KEY,
+            np.zeros(2),
+            seldom_huge,
+            reference=np.zeros(2),
+            num_replicates=4000,
+            chunk_size=1000,
+        )
+    assert np.all(np.isfinite(result.mean)) and not np.isfinite(float(result.trace))
+    assert np.isnan(result.bias_test.p_value)
+    assert result.bias_test.name == "none: no finite variance"
+
+
+def test_a_large_part_of_a_gradient_hides_no_bias_of_a_small_one():
+    def parts(key, params):
+        policy, value = jax.random.normal(key, (2,), jnp.float32)
+        return {"policy": 0.5 + policy, "value": 1e5 * value}, {}
+
+    with jax.enable_x64(False):
+        measure = audit.auditor(parts, num_replicates=2000, chunk_size=1000)
+        right, wrong = (measure(KEY, None, {"policy": x, "value": 0.0}) for x in (0.5, 0.0))
+    assert right.bias_test.p_value > 1e-3
+    assert wrong.bias_test.p_value < 1e-9
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
 """Squared norms of single trajectories, against the gradients they are norms of."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from pgjax import environments, estimators, gradients, heads, policies, rollout
@@ -117,15 +119,76 @@ def test_a_memory_may_start_elsewhere():
 def test_layers_are_found_where_there_are_any():
     _, policy, _ = CASES["pairs"]
     params = policy.init(jax.random.key(0), jnp.zeros(4))
-    layers = norms._dense_layers(policy, params, jnp.zeros(4))
+    layers = norms._dense_layers(policy, params, jnp.zeros(4), jnp.zeros((), int))
     assert list(layers.values()) == [64, 48, 2]
     assert norms._split(params, layers)[0] == []
     policy = mixed()
     params = policy.init(jax.random.key(0), jnp.zeros(3))
-    layers = norms._dense_layers(policy, params, jnp.zeros(3))
+    layers = norms._dense_layers(policy, params, jnp.zeros(3), jnp.zeros(1))
     assert list(layers.values()) == [16, 1]
     rest, _ = norms._split(params, layers)
     assert {x.shape for x in rest} == {(1,)}
+
+
+def of_network(apply):
+    """A policy over two actions whose network is a compact call."""
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, obs):
+            return apply(obs)
+
+    network = Network()
+    return policies.memoryless(
+        network.init, lambda params, obs: categorical(network.apply(params, obs))
+    )
+
+
+class Tied(nn.Module):
+    """A layer whose kernel is also read to map back."""
+
+    @nn.compact
+    def __call__(self, obs):
+        layer = nn.Dense(3, name="layer")
+        hidden = jnp.tanh(layer(obs))
+        back = layer.variables["params"]["kernel"] @ hidden
+        return nn.Dense(2)(back)
+
+
+def mapped(axes, **options):
+    apart = {"params": axes is not None}
+    return nn.vmap(nn.Dense, variable_axes={"params": axes}, split_rngs=apart, **options)
+
+
+ODD = {
+    "mapped": lambda obs: mapped(0, in_axes=None, out_axes=0, axis_size=3)(2)(obs).mean(0),
+    "mapped over inputs": lambda obs: mapped(None)(2)(obs.reshape(2, -1)).mean(0),
+    "normalised": lambda obs: nn.Dense(2)(nn.WeightNorm(nn.Dense(8))(obs)),
+    "tied": lambda obs: Tied()(obs),
+    "by name": lambda obs: nn.Dense(2)(inputs=obs),
+    "remembered": lambda obs: nn.Dense(2)(jnp.tanh(nn.remat(nn.Dense)(8)(obs))),
+    "twice": lambda obs: (lambda layer: layer(jnp.tanh(layer(obs)))[:2])(nn.Dense(4)),
+    "with another": lambda obs: nn.Dense(2)(obs) + nn.Dense(2)(obs[None])[0],
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_layers_of_any_kind_have_the_norms_of_their_gradients(name):
+    policy = of_network(ODD[name])
+    env, env_params = environments.make("CartPole-v1")
+    key = jax.random.key(0)
+    params = jax.tree.map(lambda x: x.astype(float), policy.init(key, jnp.ones(4)))
+    use = dict(policy=policy, estimator=estimator("reward_to_go", "none"), hyper=Hyper())
+
+    def both(params):
+        trajectory = rollout.episodes(
+            key, env, env_params, policy, params, num_episodes=1, horizon=10
+        )
+        gradient = gradients.trajectory_gradient(params, trajectory, **use)
+        return gradients.squared_norms(params, trajectory, **use)[0], gradient
+
+    found, gradient = jax.jit(both)(params)
+    np.testing.assert_allclose(found, optax.tree.norm(gradient, squared=True), rtol=1e-10)
 
 
 def test_pairs_of_times_form_no_gradient():

@@ -27,7 +27,7 @@ def hotelling(
     covariance: np.ndarray,
     *,
     degrees: float,
-    rounding: float,
+    rounding: np.ndarray,
     precision: float,
 ) -> BiasTest | None:
     """Hotelling's test on the numerical range of the covariance.
@@ -42,7 +42,7 @@ def hotelling(
       deviation: d, `[D]`, mean gradient minus reference.
       covariance: V, `[D, D]`, its covariance.
       degrees: nu, degrees of freedom of V.
-      rounding: deviation of a coordinate that rounding alone may cause.
+      rounding: deviation of each coordinate that rounding alone may cause, `[D]`.
       precision: machine epsilon of the sums that V was made from.
 
     Returns:
@@ -52,7 +52,7 @@ def hotelling(
     """
     error = np.sqrt(np.clip(np.diag(covariance), 0, None))
     varies = error * np.sqrt(degrees + 1) > rounding
-    off = bool(np.any(np.abs(deviation[~varies]) > rounding))
+    off = bool(np.any(np.abs(deviation[~varies]) > rounding[~varies]))
     error, scaled = error[varies], deviation[varies] / error[varies]
     correlation = covariance[np.ix_(varies, varies)] / (error[:, None] * error[None, :])
     least = 10 * precision * max(len(error), 1)
@@ -63,7 +63,7 @@ def hotelling(
         return None
     along = vectors.T @ scaled
     # Outside the range the variance is at most `least`: up to there a deviation may be noise.
-    tolerance = 5 * np.sqrt(least) + rounding / np.min(error, initial=np.inf)
+    tolerance = 5 * np.sqrt(least) + np.max(rounding[varies] / error, initial=0)
     off = off or bool(np.any(np.abs(along[~inside]) > tolerance))
     if rank == 0:
         return _unvaried(off)
@@ -72,7 +72,9 @@ def hotelling(
     return _named("Hotelling", float(stats.f.sf(ratio, rank, degrees - rank + 1)), off)
 
 
-def holm(deviation: np.ndarray, error: np.ndarray, *, degrees: float, rounding: float) -> BiasTest:
+def holm(
+    deviation: np.ndarray, error: np.ndarray, *, degrees: float, rounding: np.ndarray
+) -> BiasTest:
     """The smallest p-value of the coordinates, corrected for their number.
 
         p = min(1, D min_i P(|t_nu| > |d_i| / e_i))
@@ -85,7 +87,7 @@ def holm(deviation: np.ndarray, error: np.ndarray, *, degrees: float, rounding: 
       deviation: d, `[D]`.
       error: e, `[D]`, its standard errors.
       degrees: nu.
-      rounding: deviation of a coordinate that rounding alone may cause.
+      rounding: deviation of each coordinate that rounding alone may cause, `[D]`.
 
     Source: Holm 1979.
     """

@@ -277,17 +277,20 @@ def _judged(
         cosine=cosine(found, other, truth, t_quantile),
         reference=reference,
     )
-    tested = _test(sides, difference)
+    tested = _test(sides, difference, like)
     return result._replace(bias_test=tested, mse=mean_squared_error(result))
 
 
-def _test(sides: list[tuple[Blocks, Moments]], difference: np.ndarray) -> BiasTest:
+def _test(sides: list[tuple[Blocks, Moments]], difference: np.ndarray, like: Params) -> BiasTest:
     """Hotelling's test where all of the covariance is known well enough, else Holm's."""
-    if not np.all(np.isfinite(difference)):
-        return BiasTest(np.nan, "none: no finite mean")
+    variance = np.sum([side.variance / side.count for _, side in sides], axis=0)
+    for name, found in (("mean", difference), ("variance", variance)):
+        if not np.all(np.isfinite(found)):
+            return BiasTest(np.nan, f"none: no finite {name}")
     degrees = min(side.count for _, side in sides) - 1
     precision = max(blocks.precision for blocks, _ in sides)
-    rounding = 100 * precision * max(blocks.unit for blocks, _ in sides)
+    sizes = [_sizes(side, like) for _, side in sides]
+    rounding = 100 * precision * np.max(sizes, axis=0)
     whole = [side.covariance / side.count for _, side in sides if side.covariance is not None]
     if len(whole) == len(sides):
         covariance = np.sum(whole, axis=0)
@@ -296,8 +299,19 @@ def _test(sides: list[tuple[Blocks, Moments]], difference: np.ndarray) -> BiasTe
         )
         if tested is not None:
             return tested
-    error = np.sqrt(np.sum([side.variance / side.count for _, side in sides], axis=0))
-    return bias.holm(difference, error, degrees=degrees, rounding=rounding)
+    return bias.holm(difference, np.sqrt(variance), degrees=degrees, rounding=rounding)
+
+
+def _sizes(found: Moments, like: Params) -> np.ndarray:
+    """For each coordinate the root mean square length of a replicate's part in its array, `[D]`.
+
+    What is computed together is rounded alike, but a gradient of large values says nothing about
+    the rounding of the policy's beside it.
+    """
+    squares = _shaped(found.mean**2 + found.variance, like)
+    return np.concatenate(
+        [np.full(np.size(leaf), np.sqrt(np.sum(leaf))) for leaf in jax.tree.leaves(squares)]
+    )
 
 
 def _known(reference: Any, like: Params, key: jax.Array) -> np.ndarray | Blocks | None:

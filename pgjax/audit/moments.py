@@ -160,7 +160,8 @@ def direction(vector: np.ndarray) -> np.ndarray:
 
 
 def _trace(sums: Sums) -> np.ndarray:
-    return (sums.square - np.sum(sums.x**2, axis=-1) / sums.count) / (sums.count - 1)
+    spread = sums.square - np.sum(sums.x**2, axis=-1) / sums.count
+    return np.maximum(spread, 0) / (sums.count - 1)  # below zero is rounding
 
 
 def _cv2(sums: Sums, spread: float) -> np.ndarray:

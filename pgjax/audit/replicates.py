@@ -20,6 +20,9 @@ BLOCKS = 64
 PILOT = 64
 """Replicates from which the origin and the unit of the sums are chosen, at most."""
 
+SAFE = 1e-30
+"""Sums of squares are digits and no remnants from here to one over it, even in float32."""
+
 WHOLE_COVARIANCE = 100
 """Largest number of parameters for which the whole covariance is kept, not only its diagonal."""
 
@@ -62,8 +65,9 @@ def streamer(
     """`(key, params) -> Replicates`: calls with the keys fold_in(key, i), i = 0 ... N - 1.
 
     A first pass over a few replicates finds their mean and their typical length: about that mean
-    and in that unit, sums of fourth powers neither cancel nor overflow, even in float32. It also
-    compiles the program, so that only its run is timed afterwards.
+    and in that unit, sums of fourth powers neither cancel nor overflow, even in float32. Where all
+    of the few are zero, it goes over all replicates. It also compiles the program, so that only its
+    run is timed afterwards.
 
     Args:
       gradient_fn: compiled once, at the first call.
@@ -97,8 +101,8 @@ def streamer(
         _, rows, metrics = jax.eval_shape(chunk, key, params, jnp.int32(0))
         like, _ = jax.eval_shape(gradient_fn, key, params)
         size = rows.shape[1]
-        (first, _), *_ = run(key, params, pilots(num_replicates), size, nowhere(size))
-        pilot, unit = origin = jax.device_get(_origin(first))
+        sums_of = lambda limit, unit: run(key, params, limit, size, nowhere(size, unit))[0][0]
+        pilot, unit = origin = jax.device_get(_origin(sums_of, num_replicates))
         state, nonfinite, seconds = run(key, params, num_replicates, size, origin)
         sums, scatter = jax.tree.map(lambda x: np.asarray(x, np.float64), state)
         blocks = Blocks(
@@ -168,17 +172,29 @@ def blank(num_replicates: int, size: int) -> tuple[Sums, jax.Array]:
     return sums, scatter
 
 
-def nowhere(size: int) -> tuple[jax.Array, jax.Array]:
-    """The origin and the unit before anything is known."""
-    return jnp.zeros(size, float), jnp.ones((), float)
+def nowhere(size: int, unit: float = 1.0) -> tuple[jax.Array, jax.Array]:
+    """The origin before anything is known: zero, and a unit."""
+    return jnp.zeros(size, float), jnp.asarray(unit, float)
 
 
-def _origin(sums: Sums) -> tuple[jax.Array, jax.Array]:
-    """Mean and root mean square of the replicates summed, about zero and in units of one."""
-    count = jnp.maximum(jnp.sum(sums.count), 1)
-    unit = jnp.sqrt(jnp.sum(sums.square) / count)
-    unit = jnp.where(jnp.isfinite(unit) & (unit > 0), unit, 1)
-    return jnp.sum(sums.x, axis=0) / count, unit
+def _origin(sums_of: Callable[[int, float], Sums], num_replicates: int) -> tuple[Any, Any]:
+    """Mean and root mean square of a few replicates, or of all where the few are zero.
+
+    Args:
+      sums_of: `(limit, unit) -> Sums` over the first replicates, about zero and in that unit.
+      num_replicates: all of them.
+    """
+    for limit in (pilots(num_replicates), num_replicates):
+        sums = sums_of(limit, 1.0)
+        largest = float(jnp.max(jnp.abs(sums.x), initial=0))
+        if largest > 0:
+            break
+    count, unit = jnp.maximum(jnp.sum(sums.count), 1), 1.0
+    square = jnp.sum(sums.square)
+    if largest > 0 and not SAFE < square < 1 / SAFE:  # squares that do not vanish or overflow
+        unit, square = largest, jnp.sum(sums_of(limit, largest).square)
+    length = unit * jnp.sqrt(square / count)
+    return jnp.sum(sums.x, axis=0) / count, jnp.where(length > 0, length, 1)
 
 
 def _add(state, index, gradient, metrics, limit, origin, first):

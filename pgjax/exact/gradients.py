@@ -63,8 +63,9 @@ def all_action_gradient(
     def gradient_fn(key, params):
         exact = objectives.values(mdp, policy, params, hyper, horizon=horizon)
         visits = objectives.visits(mdp, policy, params, hyper, horizon=horizon)
-        # States that are never visited may have no value.
-        credit = jnp.where(visits[..., None] > 0, visits[..., None] * exact.action, 0)
+        # What the policy never comes to may have no value.
+        action = jnp.where(jnp.isnan(exact.action), 0, exact.action)
+        credit = visits[..., None] * action
         ascent = lambda params: jnp.einsum(
             "sa,...sa->", model.action_probs(mdp, policy, params), credit
         )
@@ -118,11 +119,9 @@ def hessian(
     mdp: MDP, policy: Policy, params: Params, hyper: Hyper, *, horizon: int | None
 ) -> jax.Array:
     """The Hessian of J_gamma in the flattened parameters, `[D, D]`; errors as `expected_return`."""
+    objective = objectives.objective(mdp, policy, params, hyper, horizon)
     flat, unravel = ravel_pytree(model.precise(params))
-    objective = lambda flat: objectives.expected_return(
-        mdp, policy, unravel(flat), hyper, horizon=horizon
-    )
-    return jax.hessian(objective)(flat)
+    return jax.hessian(lambda flat: objective(unravel(flat)))(flat)
 
 
 def _ascend(objective: Callable[[Params], Callable[[Params], jax.Array]], name: str) -> GradientFn:

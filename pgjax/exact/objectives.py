@@ -72,8 +72,8 @@ def values(
         Q_t(s, a) = E[r + gamma V_{t+1}(s') | s, a],   V_t(s) = sum_a pi(a | s) Q_t(s, a)
 
     With V_T = 0, or the fixed point of both for an infinite horizon. On an undiscounted infinite
-    horizon, states that are never visited and may never reach a terminal one have the value NaN.
-    Arguments and errors as in `expected_return`.
+    horizon, states that are never visited and may never reach a terminal one have the value NaN,
+    and so have actions that may lead to them. Arguments and errors as in `expected_return`.
     """
     tables = _checked(mdp, policy, params, hyper, horizon)(params)
     state = _state_values(tables, hyper, horizon)
@@ -83,8 +83,9 @@ def values(
     if horizon is not None:
         return Values(state, action)
     nowhere = _endless(mdp, policy, params, hyper, horizon)
+    into = nowhere[:, None] | jnp.any((tables.transition > 0) & nowhere[None, None], axis=-1)
     state, action = state[0], action[0]
-    return Values(jnp.where(nowhere, jnp.nan, state), jnp.where(nowhere[:, None], jnp.nan, action))
+    return Values(jnp.where(nowhere, jnp.nan, state), jnp.where(into, jnp.nan, action))
 
 
 def visits(
@@ -109,7 +110,7 @@ def action_values(
     """Exact Q for `gradients.all_action_gradient`: `(params, trajectory) -> [N, T, A]`.
 
     Rows have `horizon` steps; with None they are of any length, and Q is that of the infinite
-    horizon at every step.
+    horizon at every step, zero where it is undefined, which the policy never comes to.
 
     Raises:
       ValueError: aliased states, whose Q cannot be told from what is observed; and as in
@@ -121,6 +122,7 @@ def action_values(
 
     def look_up(params: Params, trajectory: Trajectory) -> jax.Array:
         table = values(mdp, policy, params, hyper, horizon=horizon).action
+        table = jnp.where(jnp.isnan(table), 0, table)
         if horizon is None:
             return table[trajectory.obs]
         return table[jnp.arange(horizon)[None], trajectory.obs]

@@ -1,10 +1,12 @@
 """Squared norms of the gradients of single trajectories, without the gradients."""
 
+import itertools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.interpreters import partial_eval
 
 from pgjax import estimators
 from pgjax.estimators import Estimator, Hyper
@@ -75,7 +77,8 @@ def squared_norms(
     weight = jax.lax.stop_gradient(estimators.psi(estimator, steps, hyper))
     live = trajectory.mask > 0
     obs, action = jax.tree.map(lambda x: repeat_first(x, live), (trajectory.obs, trajectory.action))
-    layers = _dense_layers(policy, params, obs[0, 0])
+    first = jax.tree.map(lambda x: x[0, 0], (obs, action))
+    layers = _dense_layers(policy, params, *first)
     rest, merge = _split(params, layers)
     num_steps = weight.shape[1]
     probes = {path: jnp.zeros((num_steps, out), weight.dtype) for path, out in layers.items()}
@@ -132,34 +135,50 @@ def _probed(policy: Policy):
     return step
 
 
-def _dense_layers(policy: Policy, params: Params, obs: Any) -> dict[Path, int]:
-    """Width of each dense layer with a bias that sees one vector, once, by its path."""
-    calls: list[tuple[Path, int, int]] = []
+def _dense_layers(policy: Policy, params: Params, obs: Any, action: Any) -> dict[Path, int]:
+    """Width of each dense layer with a bias that sees one vector, once, by its path.
 
-    def intercept(next_fun, args, kwargs, context):
-        out = next_fun(*args, **kwargs)
-        if _is_call(context) and context.module.use_bias:
-            calls.append((context.module.path, args[0].ndim, out.shape[-1]))
-        return out
-
+    Its kernel and bias are leaves of the parameters as they are, read nowhere else: not normalised,
+    mapped over by a transform of flax, or shared with others.
+    """
     if has_memory(policy):
         return {}
-    with nn.intercept_methods(intercept):
-        jax.eval_shape(lambda params, obs: policy.step(params, (), obs)[0], params, obs)
-    paths = [path for path, _, _ in calls]
-    return {
-        path: width
-        for path, ndim, width in calls
-        if ndim == 1 and paths.count(path) == 1 and _num_found(params, path) == 2
-    }
+    calls: list[Path] = []
+    widths: dict[Path, int] = {}
+
+    def without_layers(params, obs, action):
+        """What is computed beside the layers, whose outputs are replaced; their inputs too."""
+        inputs = {}
+
+        def intercept(next_fun, args, kwargs, context):
+            out = next_fun(*args, **kwargs)
+            if not _is_call(context):
+                return out
+            path = context.module.path
+            calls.append(path)
+            held = context.module.variables["params"].values()
+            own = [x for key, x in jax.tree_util.tree_leaves_with_path(params) if _is_of(key, path)]
+            as_it_is = len(own) == 2 and set(map(id, own)) == set(map(id, held))
+            # Within a transform, an input is another kind of tracer.
+            if not (as_it_is and args and args[0].ndim == 1 and type(args[0]) is type(own[0])):
+                return out
+            widths[path], inputs[path] = out.shape[-1], args[0]
+            return jnp.zeros_like(out)
+
+        with nn.intercept_methods(intercept):
+            _, distribution = policy.step(params, policy.initial_state(), obs)
+        return distribution.log_prob(action), inputs
+
+    program = jax.make_jaxpr(without_layers)(params, obs, action).jaxpr
+    _, used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))
+    keys = [key for key, _ in jax.tree_util.tree_leaves_with_path(params)]
+    read = list(itertools.compress(keys, used))
+    alone = lambda path: calls.count(path) == 1 and not any(_is_of(key, path) for key in read)
+    return {path: width for path, width in widths.items() if alone(path)}
 
 
 def _is_call(context: nn.module.InterceptorContext) -> bool:
     return isinstance(context.module, nn.Dense) and context.method_name == "__call__"
-
-
-def _num_found(params, path):
-    return sum(_is_of(key, path) for key, _ in jax.tree_util.tree_leaves_with_path(params))
 
 
 def _is_of(key, path) -> bool:

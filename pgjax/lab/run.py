@@ -159,7 +159,11 @@ def follow(run: Run) -> int | None:
     if not stop:
         return None
     print(f"stopped after update {progress.update} of {run.config.num_updates}")
-    print(f"continue with: pgjax train --resume {directory.quoted(run.directory.path)}", flush=True)
+    path, job = directory.quoted(run.directory.path), jax.process_count() > 1
+    flags = (
+        " --distributed, in all processes, with the flags that tell them of the job" if job else ""
+    )
+    print(f"continue with: pgjax train --resume {path}{flags}", flush=True)
     return stop
 
 

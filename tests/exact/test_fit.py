@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pgjax import distributions, exact, policies
+from pgjax import distributions, exact, policies, rollout
 from pgjax.estimators import Hyper, estimator
 
 HYPER = Hyper(discount=0.9)
@@ -75,6 +75,28 @@ def ending_loop():
     transition[2] = np.eye(4)[2]
     transition[3] = np.eye(4)[3]
     return exact.MDP(transition, np.ones((4, 2, 4)), np.eye(4)[0], np.arange(4) == 3)
+
+
+def test_an_action_that_may_never_end_and_is_never_taken_has_no_value():
+    """Nor does it spoil what is exact for the others."""
+    transition = np.zeros((3, 2, 3))
+    transition[0] = np.eye(3)[[2, 1]]
+    transition[1:] = np.eye(3)[1:, None]
+    mdp = exact.MDP(transition, np.full((3, 2, 3), -1.0), np.eye(3)[0], np.arange(3) == 2)
+    policy, params = policies.tabular(3, 2), jnp.array([[0, -jnp.inf], [0, 0], [0, 0]])
+    hyper = Hyper(discount=1.0)
+    found = exact.values(mdp, policy, params, hyper, horizon=None)
+    np.testing.assert_array_equal(found.action, [[-1, np.nan], [np.nan, np.nan], [0, 0]])
+    np.testing.assert_array_equal(found.state, [-1, np.nan, 0])
+    gradient, _ = exact.all_action_gradient(mdp, policy, hyper, horizon=None)(None, params)
+    np.testing.assert_array_equal(gradient, np.zeros((3, 2)))
+    look_up = exact.action_values(mdp, policy, hyper, horizon=None)
+    row = rollout.Trajectory(*[None] * len(rollout.Trajectory._fields))._replace(
+        obs=jnp.zeros((1, 1), int)
+    )
+    np.testing.assert_array_equal(look_up(params, row), [[[-1, 0]]])
+    hessian = exact.hessian(mdp, policy, params, hyper, horizon=None)
+    np.testing.assert_array_equal(hessian, np.zeros((6, 6)))
 
 
 def test_what_may_never_end_and_is_never_visited_has_no_value():

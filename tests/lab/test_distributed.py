@@ -143,7 +143,7 @@ def test_many_processes_train_to_the_parameters_of_one(file, num, told):
     assert run.is_finished(run.resume(where))
 
 
-LONG = ("--num-updates", 600, "--checkpoint-every", 20, "--updates-per-call", 1)
+LONG = ("--num-updates", 600, "--checkpoint-every", 100, "--updates-per-call", 1)
 
 
 def wait_for_checkpoint(where, processes):
@@ -189,7 +189,7 @@ def test_a_signal_to_one_stops_all_after_the_same_update(file):
         processes[1].send_signal(signal.SIGTERM)
         leader, other = ended(processes)
     assert (leader[0], other) == (128 + signal.SIGTERM, (128 + signal.SIGTERM, "", ""))
-    assert f"pgjax train --resume {where.path}" in leader[1]
+    assert f"pgjax train --resume {where.path} --distributed, in all processes" in leader[1]
     last = records.read(where.metrics)[-1]["update"]
     assert checkpoints.updates(where.checkpoints)[0] == last
 
