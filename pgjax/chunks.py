@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pgjax import batching
+from pgjax import batching, bits
 
 SEARCHED = 512
 """Chunks of the largest size whose entries are searched for at a time: memory then does not grow
@@ -87,12 +87,16 @@ def take(tree: Any, index: jax.Array) -> Any:
     """Entries `index [B]` of every leaf `[M, ...]`; indices ascend, except those that fill it up.
 
     Neighbours, as all entries are where everything is live, are taken as one slice, which takes
-    less time than gathering them.
+    less time than gathering them. Bits are unpacked.
     """
     first, width = index[0], len(index)
     scattered = index[-1] - first != width - 1
-    return jax.lax.cond(
+    # As vectors: a CPU copies entries piece by piece, and a piece is what lies on the last axis.
+    flat = jax.tree.map(lambda x: x.reshape(len(x), -1) if x.ndim > 2 else x, tree)
+    taken = jax.lax.cond(
         batching.any_across_vmap(scattered),
-        lambda: jax.tree.map(lambda x: x[index], tree),
-        lambda: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, width), tree),
+        lambda: jax.tree.map(lambda x: x[index], flat),
+        lambda: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, width), flat),
     )
+    restored = lambda x, like: x.reshape(width, *like.shape[1:])
+    return bits.unpack(jax.tree.map(restored, taken, tree))

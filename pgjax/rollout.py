@@ -11,7 +11,7 @@ from gymnax.environments import spaces
 from jax.core import Tracer
 from jax.sharding import Mesh
 
-from pgjax import batching, checks, sharding, stepping
+from pgjax import batching, bits, checks, sharding, stepping
 from pgjax.batching import choose
 from pgjax.environments import to_action
 from pgjax.policies import Params, Policy
@@ -76,6 +76,7 @@ def episodes(
     num_episodes: int,
     horizon: int,
     fields: Collection[str] = STEP_FIELDS,
+    packed: bool = False,
     mesh: Mesh | None = None,
 ) -> Trajectory:
     """Independent episodes from the start, at most `horizon` steps each.
@@ -95,6 +96,7 @@ def episodes(
       num_episodes: rows, N.
       horizon: steps per row, T; a row cut there is truncated.
       fields: those kept of every step; the others take no memory. `final_obs` is always kept.
+      packed: whether observations of booleans are left as `bits.Bits`, an eighth of the memory.
       mesh: devices that the rows are shared out over (`sharding.mesh`); None for one.
 
     Returns:
@@ -112,6 +114,7 @@ def episodes(
     inferred = {"mask", "terminated", "truncated"}  # from how long a row is and how it ended
     dropped = set(STEP_FIELDS) - set(fields) | inferred
     traced, restore = batching.split((params, env_params), Tracer)
+    pack = bits.pack if packed else lambda obs: obs
     share = num_episodes // (1 if mesh is None else mesh.shape[sharding.AXIS])
 
     def play(traced, keys):
@@ -136,7 +139,7 @@ def episodes(
             reached = obs, time + 1, record.terminated, record.truncated | window_ends
             kept = record.obs, row.length, row.terminated, row.truncated
             obs, *end = choose(row.live, reached, kept)
-            record = record._replace(**dict.fromkeys(dropped))
+            record = record._replace(obs=pack(record.obs))._replace(**dict.fromkeys(dropped))
             return Row(state, obs, policy_state, *end), record
 
         rows = jax.vmap(begin)(keys)
@@ -149,7 +152,7 @@ def episodes(
             "truncated": rows.truncated[:, None] & (left == 1),
         }
         wanted = {name: x for name, x in found.items() if name in fields}
-        return records._replace(final_obs=rows.obs, **wanted)
+        return records._replace(final_obs=jax.vmap(pack)(rows.obs), **wanted)
 
     keys = jax.random.split(key, num_episodes)
     return sharding.over_rows(batching.merge_vmap(play), mesh)(traced, keys)
@@ -204,6 +207,7 @@ def segments(
     *,
     horizon: int,
     fields: Collection[str] = Trajectory._fields,
+    packed: bool = False,
     mesh: Mesh | None = None,
 ) -> tuple[Trajectory, Rows]:
     """The next window of rows that persist: where an episode ends, another begins.
@@ -224,6 +228,7 @@ def segments(
       horizon: steps per window, T.
       fields: those kept of every step, with `final_obs` where values need it; the others take no
         memory.
+      packed: whether observations of booleans are left as `bits.Bits`, an eighth of the memory.
       mesh: devices that the rows are shared out over (`sharding.mesh`); None for one.
 
     Returns:
@@ -245,6 +250,7 @@ def segments(
         return state, obs, policy.initial_state()
 
     advance = advancing(env, env_params)
+    pack = bits.pack if packed else lambda obs: obs
     dropped = set(Trajectory._fields) - set(fields) | {"mask"}  # which is one everywhere
 
     def act(params, row):
@@ -257,7 +263,7 @@ def segments(
         policy_state, distribution = acted
         action = distribution.sample(action_key)
         next_state, next_obs, record = advance(env_key, distribution, action, state, obs)
-        record = record._replace(final_obs=next_obs)
+        record = record._replace(obs=pack(record.obs), final_obs=pack(next_obs))
         ends = record.boundary
         window_ends = (time == horizon - 1) & ~record.terminated
         record = record._replace(truncated=record.truncated | window_ends)

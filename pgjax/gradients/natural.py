@@ -96,6 +96,7 @@ def natural_gradient(
             num_episodes=num_episodes,
             horizon=horizon,
             fields=GRADIENT_FIELDS,
+            packed=True,
         )
         gradient, metrics = learn(params, trajectory)
         weight = estimators.state_weights(

@@ -149,6 +149,7 @@ def policy_gradient(
             num_episodes=num_episodes,
             horizon=horizon,
             fields=GRADIENT_FIELDS,
+            packed=True,
             mesh=mesh,
         )
         return learn(params, trajectory)

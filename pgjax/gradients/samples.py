@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from pgjax import backends, chunks
+from pgjax import backends, bits, chunks
 from pgjax.batching import expand
 from pgjax.distributions import Distribution
 from pgjax.policies import Params, Policy
@@ -115,7 +115,7 @@ def evaluate(function: Callable[[Any], jax.Array], samples: Any, live: Selection
     def store(index, valid, out):
         return out.at[index].set(function(chunks.take(samples, index)))
 
-    like = jax.eval_shape(function, samples)
+    like = jax.eval_shape(lambda samples: function(bits.unpack(samples)), samples)
     return chunks.fold(store, jnp.zeros(like.shape, like.dtype), live.mask, [live.size])
 
 

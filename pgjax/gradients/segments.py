@@ -122,6 +122,7 @@ def segment_gradient(
             state.rows,
             horizon=horizon,
             fields=(*GRADIENT_FIELDS, "final_obs"),
+            packed=True,
             mesh=mesh,
         )
         gradient, metrics = learn(params, trajectory, state.rows.policy_state)

@@ -40,7 +40,7 @@ def values(
     apply = values_of_batch(value_function)
 
     def value_of(obs, where):
-        flat = obs.reshape(where.size, *obs.shape[where.ndim :])
+        flat = jax.tree.map(lambda x: x.reshape(where.size, *x.shape[where.ndim :]), obs)
         value = evaluate(
             lambda obs: apply(params, obs), flat, Selection(where, resolve(chunk_size))
         )
@@ -48,7 +48,8 @@ def values(
 
     value = value_of(trajectory.obs, live)
     ends = ~jnp.pad(live[:, 1:], ((0, 0), (0, 1)))
-    if trajectory.final_obs.ndim < trajectory.obs.ndim:
+    num_axes = lambda obs: jax.tree.leaves(obs)[0].ndim
+    if num_axes(trajectory.final_obs) < num_axes(trajectory.obs):
         last = value_of(trajectory.final_obs, live[:, 0])[:, None]
     else:
         ends |= trajectory.boundary
