@@ -10,6 +10,7 @@ import functools
 import io
 import itertools
 import os
+import re
 import signal
 import sys
 import warnings
@@ -189,8 +190,12 @@ def _unframed(box: str) -> str:
     body = itertools.dropwhile(is_rule, lines)
     message = " ".join(itertools.takewhile(lambda line: not is_rule(line), body))
     if (guess := "Perhaps you meant:") in lines:
-        message += f" (did you mean {lines[lines.index(guess) + 1].split()[0]}?)"
-    return message
+        guessed = lines[lines.index(guess) + 1 :]
+        flag = guessed[0].split()[0].rstrip(",")
+        of = next(line.split()[2] for line in guessed if re.fullmatch(r"in pgjax \w+ --help", line))
+        known = flag in message.split()
+        message += f" (it goes with pgjax {of})" if known else f" (did you mean {flag}?)"
+    return message.replace("Failed to parse key-value pairs!", "not names and numbers in turn")
 
 
 def _evaluate(
@@ -351,7 +356,9 @@ def _report(sweep: tyro.conf.Positional[Path], /, output: Path | None = None) ->
 
 
 def _is_sweep(path: Path) -> bool:
-    return (path / "sweep.yaml").is_file() or path.suffix == ".nc"
+    from pgjax.lab import directory
+
+    return (path / directory.SWEEP).is_file() or path.suffix == ".nc"
 
 
 Registry = Literal["envs", "forms", "baselines", "policies", "distributions"]

@@ -110,8 +110,8 @@ def load(path: str | Path) -> Config:
     """Reads a config from a YAML file; what the file leaves out takes its default.
 
     Raises:
-      ValueError: not a mapping, an unknown key or a value of the wrong type.
-      OSError: the file cannot be read.
+      ValueError: a file that cannot be read, not a mapping, an unknown key or a value of the wrong
+        type.
     """
     content = read(path)
     try:
@@ -124,13 +124,14 @@ def read(path: str | Path) -> dict[str, Any]:
     """What a YAML file holds, which must be one mapping or nothing.
 
     Raises:
-      ValueError: there is no such file, it is not YAML, or not a mapping.
-      OSError: the file cannot be read.
+      ValueError: there is no such file, it cannot be read, is not YAML, or not a mapping.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"config {path} does not exist") from error
+    except OSError as error:
+        raise ValueError(f"config {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a YAML file: {error}") from error
     if content is not None and not isinstance(content, dict):

@@ -19,6 +19,8 @@ from pgjax.lab.refusals import RefusalError
 
 LOCK = ".lock"
 """The file by whose lock a process has a directory for itself; it stays there, empty."""
+SWEEP = "sweep.yaml"
+"""The first file written of a sweep, by which its directory is known."""
 
 
 class Directory(NamedTuple):
@@ -152,6 +154,11 @@ def find(path: str | Path) -> tuple[Directory, Config]:
     if not found.path.is_dir():
         raise ValueError(f"no run at {path}: it is not a run directory")
     if not found.config.is_file():
+        if (found.path / SWEEP).is_file():
+            raise ValueError(
+                f"no run at {path}, which is a sweep: see pgjax sweep --resume, pgjax plot and "
+                "pgjax report"
+            )
         raise ValueError(f"no run at {path}: it holds no {found.config.name}")
     return found, configs.load(found.config)
 

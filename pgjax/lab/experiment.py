@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -102,6 +103,12 @@ def import_modules(config: Config) -> None:
             importlib.import_module(name)
         except ImportError as error:
             raise ValueError(f"modules={name!r} cannot be imported: {error}") from error
+        except Exception as error:  # whatever the user's own code may raise
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            raise ValueError(
+                f"modules={name!r} cannot be imported: {type(error).__name__}: {error} "
+                f"({last.filename}, line {last.lineno})"
+            ) from error
 
 
 def as_possible(config: Config) -> Config:

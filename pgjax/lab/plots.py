@@ -57,14 +57,22 @@ def check_output(output: Path) -> None:
 
 
 def save(figure: Figure, output: Path) -> None:
-    """Writes a figure whole or not at all; the suffix of the file chooses the format.
+    """Writes a figure whole or not at all, in a new directory if there is none.
+
+    The suffix of the file chooses the format.
 
     Raises:
-      ValueError: an output that cannot be drawn to.
+      ValueError: an output that is no name of a figure.
+      OSError: it cannot be written to.
     """
     check_output(output)
-    with directory.whole(output) as part:
-        figure.savefig(part, dpi=150)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with directory.whole(output) as part:
+            figure.savefig(part, dpi=150)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"output={str(output)!r} cannot be written to: {reason}") from error
 
 
 def common_grid(env_steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

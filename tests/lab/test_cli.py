@@ -64,6 +64,10 @@ BAD = {
     "--bogus 3": "Unrecognized options: --bogus, 3",
     "--num-episodez 3": "Unrecognized options: --num-episodez, 3 (did you mean --num-episodes?)",
     "--seeds": "Missing value for argument '--seeds'",
+    "--dry-run": "--dry-run (applied to pgjax train) (it goes with pgjax sweep)",
+    "--env-params gravity": "--env-params: not names and numbers in turn",
+    "--env-params gravity fast": "--env-params: not names and numbers in turn",
+    "--config .": "config . cannot be read: Is a directory",
     "--num-episodes 1": "leave_one_out",
     "--num-updates 0": "num_updates=0",
     "--seeds 0": "seeds=0",
@@ -295,6 +299,11 @@ def test_train_and_resume_and_evaluate_and_plot(tiny, capsys, elsewhere):
     assert ["both.png" in str(warning.message) for warning in caught] == [True, False]
     capsys.readouterr()
     assert "no run at absent" in refuse(capsys, ["plot", path, "absent"])
+    assert cli.main(["plot", path, "--output", "new/deep/one.svg"]) == 0
+    assert (elsewhere / "new" / "deep" / "one.svg").is_file()
+    capsys.readouterr()
+    said = refuse(capsys, ["plot", path, "--output", "both.png/one.png"])
+    assert "output='both.png/one.png' cannot be written to: " in said
 
 
 @pytest.mark.parametrize(
@@ -396,3 +405,28 @@ def test_modules_that_are_not_there_are_refused(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert said.startswith("pgjax: error: modules='nothing_of_the_sort' cannot be imported: ")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("x = 1\nraise RuntimeError('not today')\n", "RuntimeError: not today"),
+        ("def broken(:\n", "SyntaxError: "),
+        ("assert 1 > 2\n", "AssertionError"),
+    ],
+)
+def test_modules_that_fail_are_refused_with_where_they_do(text, reason, elsewhere, capsys):
+    name = f"fails_{len(text)}"
+    (elsewhere / f"{name}.py").write_text(text)
+    said = refuse(capsys, ["train", "--modules", name])
+    assert f"modules='{name}' cannot be imported: {reason}" in said
+    if "x = 1" in text:
+        assert f"{name}.py, line 2)" in said
+
+
+def test_a_sweep_is_told_from_a_run(elsewhere, capsys):
+    (elsewhere / "grid").mkdir()
+    (elsewhere / "grid" / "sweep.yaml").write_text("seeds: 2")
+    for arguments in (["train", "--resume"], ["evaluate"], ["audit", "--checkpoint"]):
+        assert "which is a sweep" in refuse(capsys, [*arguments, "grid"])
+    assert "pgjax sweep --resume grid goes on" in refuse(capsys, ["report", "grid"])

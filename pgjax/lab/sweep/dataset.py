@@ -144,7 +144,10 @@ def load(path: str | Path) -> xr.Dataset:
     """
     file = Path(path) / "sweep.nc" if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise ValueError(f"no results of a sweep at {path}: there is no {file}")
+        what = f"no results of a sweep at {path}: there is no {file}"
+        if (Path(path) / directory.SWEEP).is_file():
+            what += f"; pgjax sweep --resume {directory.quoted(Path(path))} goes on with it"
+        raise ValueError(what)
     try:
         with xr.open_dataset(file, engine="h5netcdf") as dataset:
             return dataset.load()

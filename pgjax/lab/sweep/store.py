@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
+from pgjax.lab import directory
 from pgjax.lab.sweep import chunk as chunks
 from pgjax.lab.sweep import dataset
 from pgjax.lab.sweep.chunk import Index, Result
@@ -21,7 +22,7 @@ SHARE = 0.05
 class Store(NamedTuple):
     """The files of a sweep."""
 
-    SWEEP, WIDTHS = "sweep.yaml", "widths.json"
+    SWEEP, WIDTHS = directory.SWEEP, "widths.json"
 
     path: Path
 
