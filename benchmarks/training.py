@@ -142,6 +142,7 @@ def trajectory_bytes(setting: Setting) -> int:
                 rows,
                 horizon=setting.horizon,
                 fields=(*GRADIENT_FIELDS, "final_obs"),
+                packed=True,
             )[0]
         return rollout.episodes(
             key,
@@ -152,6 +153,7 @@ def trajectory_bytes(setting: Setting) -> int:
             num_episodes=setting.num_rows,
             horizon=setting.horizon,
             fields=GRADIENT_FIELDS,
+            packed=True,
         )
 
     shapes = jax.eval_shape(roll, jax.random.key(0))

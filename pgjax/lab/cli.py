@@ -192,9 +192,11 @@ def _unframed(box: str) -> str:
     if (guess := "Perhaps you meant:") in lines:
         guessed = lines[lines.index(guess) + 1 :]
         flag = guessed[0].split()[0].rstrip(",")
-        of = next(line.split()[2] for line in guessed if re.fullmatch(r"in pgjax \w+ --help", line))
-        known = flag in message.split()
-        message += f" (it goes with pgjax {of})" if known else f" (did you mean {flag}?)"
+        command = re.search(r"^in (pgjax \w+) --help$", "\n".join(guessed), re.MULTILINE)
+        if command and flag in message.split():
+            message += f" (it goes with {command[1]})"
+        else:
+            message += f" (did you mean {flag}?)"
     return message.replace("Failed to parse key-value pairs!", "not names and numbers in turn")
 
 
