@@ -137,7 +137,9 @@ def batch_mean(form: jax.Array, steps: Steps) -> jax.Array:
 
 
 def leave_one_out(form: jax.Array, steps: Steps) -> jax.Array:
-    """Mean over the other rows at the same step; ended rows count as zero to go. Unbiased.
+    """Mean over the other rows at the same step. Unbiased.
+
+    Rows that have ended count as zero to go, and with all of it where the form is a total return.
 
     Source: Kool et al. 2019; Mnih & Rezende 2016.
     """

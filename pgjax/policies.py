@@ -285,7 +285,7 @@ def make(
         return tabular(obs_space.n, space.n)
     with jax.ensure_compile_time_eval():
         head = heads.for_space(space, distribution, env.name)
-    features = _features(obs_space)
+    features = _features(env, obs_space)
     if kind == "linear":
         return linear(head, features=features, free_value=initial_log_std)
     return mlp(
@@ -321,12 +321,17 @@ def make_value(
     return mlp_value(
         hidden=() if kind == "linear" else hidden,
         activation=activation,
-        features=_features(obs_space),
+        features=_features(env, obs_space),
         num_actions=num_actions,
     )
 
 
-def _features(obs_space):
+def _features(env, obs_space):
+    if isinstance(obs_space, spaces.Dict | spaces.Tuple):
+        raise ValueError(
+            f"observations of {env.name} are no arrays but a {type(obs_space).__name__}; "
+            "policies.mlp(head, features=...) takes what makes vectors of them"
+        )
     return one_hot(obs_space.n) if isinstance(obs_space, spaces.Discrete) else ravel
 
 

@@ -1,9 +1,8 @@
 """The one identity: grad E[f(x)] = E[f(x) grad log p(x)], as `jax.grad` of a surrogate."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -40,10 +39,17 @@ def surrogate(log_prob: jax.Array, weight: jax.Array) -> jax.Array:
     Returns:
       A scalar to ascend.
 
+    Raises:
+      ValueError: two shapes.
+
     Source: Williams 1992; Schulman et al. 2015, "Gradient Estimation Using Stochastic
     Computation Graphs".
     """
-    chex.assert_equal_shape([log_prob, weight])
+    if log_prob.shape != weight.shape:
+        raise ValueError(
+            f"log-probabilities have shape {log_prob.shape} and weights {weight.shape}; "
+            "distributions.independent makes one of those of a vector"
+        )
     return jnp.sum(jax.lax.stop_gradient(weight) * log_prob) / log_prob.shape[0]
 
 
@@ -95,7 +101,8 @@ def score_function_gradient(
       samples, `objective_std`.
 
     Raises:
-      ValueError: `num_samples` < 1, < 2 with `leave_one_out`, or an unknown baseline.
+      ValueError: `num_samples` < 1, < 2 with `leave_one_out`, an unknown baseline, or, when traced,
+        an objective or a log-density that is no scalar.
 
     Source: Mohamed et al. 2020, "Monte Carlo Gradient Estimation in Machine Learning", section 4;
     Ranganath et al. 2014 for variational inference.
@@ -111,12 +118,25 @@ def score_function_gradient(
             value = jax.vmap(objective, (None, 0))(params, x)
             value = value.astype(jnp.result_type(value, 0.0))  # of indicators and counts too
             log_probs = jax.vmap(log_prob, (None, 0))(params, x)
+            for name, of_sample in {"objective": value, "log_prob": log_probs}.items():
+                if of_sample.shape != (num_samples,):
+                    raise ValueError(
+                        f"{name} of a sample has shape {of_sample.shape[1:]}, not (); sum over it, "
+                        "as distributions.independent does"
+                    )
             return surrogate(log_probs, relative(value)) + jnp.mean(value), value
 
         gradient, value = jax.grad(loss, has_aux=True)(params)
         return gradient, {"objective": jnp.mean(value), "objective_std": jnp.std(value)}
 
     return gradient_fn
+
+
+def check_returned(returned: Any) -> None:
+    """Raises `ValueError` unless a `GradientFn` returned a gradient and metrics."""
+    pair = isinstance(returned, tuple | list) and len(returned) == 2
+    if not pair or not isinstance(returned[1], Mapping):
+        raise ValueError("gradient_fn must return (gradient, metrics); metrics may be {}")
 
 
 def _relative(

@@ -8,7 +8,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from pgjax import batching, checks
-from pgjax.score import GradientFn, Metrics, Params, StatefulGradientFn
+from pgjax.score import GradientFn, Metrics, Params, StatefulGradientFn, check_returned
 
 
 class TrainState(NamedTuple):
@@ -77,13 +77,15 @@ def step(
       step) and `finite` (bool); the norms are constants to `jax.grad`.
 
     Raises:
-      ValueError: a state made without the gradient, of a gradient that carries something.
+      ValueError: a state made without the gradient, of a gradient that carries something; or a
+        gradient shaped unlike the parameters, or without metrics.
     """
     _check_state(key, state, gradient_fn)
     key = jax.random.fold_in(key, state.step)
     gradient, gradient_state, metrics = _lift(gradient_fn).step(
         key, state.params, state.gradient_state
     )
+    _check_gradient(gradient, state.params)
     uphill, restore = ravel_pytree(gradient)
     updates, opt_state = optimizer.update(restore(-uphill), state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -148,13 +150,25 @@ def _check_state(key, state, gradient_fn):
         )
 
 
+def _check_gradient(gradient, params):
+    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+    described = lambda tree: (
+        jax.tree.structure(tree),
+        [jnp.shape(x) for x in jax.tree.leaves(tree)],
+    )
+    if described(gradient) != described(params):
+        raise ValueError(f"gradient has shapes {shapes(gradient)}; params, {shapes(params)}")
+
+
 def _lift(gradient_fn: GradientFn | StatefulGradientFn) -> StatefulGradientFn:
     """A plain gradient as one with an empty state."""
     if isinstance(gradient_fn, StatefulGradientFn):
         return gradient_fn
 
     def step(key, params, state):
-        gradient, metrics = gradient_fn(key, params)
+        returned = gradient_fn(key, params)
+        check_returned(returned)
+        gradient, metrics = returned
         return gradient, state, metrics
 
     return StatefulGradientFn(lambda key, params: (), step)

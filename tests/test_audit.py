@@ -303,6 +303,9 @@ BAD = {
     r"reference has shapes {'a': \(2,\), 'b': \(4,\)}": {
         "reference": {"a": np.zeros(2), "b": np.zeros(4)}
     },
+    "reference is not finite": {
+        "reference": jax.tree.map(lambda x: np.full(np.shape(x), np.nan), PARAMS)
+    },
 }
 
 

@@ -325,6 +325,53 @@ def test_fields_that_are_missing_are_named():
         gradients.values(total, (), trajectory._replace(final_obs=None))
 
 
+@pytest.mark.parametrize(
+    ("name", "cut"),
+    [
+        ("reward", lambda x: x[:, :2]),
+        ("reward", lambda x: x[0]),
+        ("terminated", lambda x: x[:1]),
+        ("obs", lambda x: x[:, :2]),
+        ("action", lambda x: x[:1]),
+        ("value", lambda x: x[:, :2]),
+        ("next_value", lambda x: x[..., None]),
+    ],
+)
+def test_what_does_not_fit_the_mask_is_named(name, cut):
+    *_, (env, env_params, policy, _, chosen) = cartpole()
+    params = policy.init(KEY, jnp.zeros(4))
+    trajectory = roll(env, env_params, policy, params, 2, 3)
+    values = {"value": jnp.ones((2, 3)), "next_value": jnp.ones((2, 3))}
+    use = {"policy": policy, "estimator": chosen, "hyper": Hyper()}
+    gradients.trajectory_gradient(params, trajectory, **use, **values)
+    if name in values:
+        values[name] = cut(values[name])
+    else:
+        trajectory = trajectory._replace(**{name: cut(getattr(trajectory, name))})
+    with pytest.raises(ValueError, match=f"{name} has shape .* the mask has .2, 3."):
+        gradients.trajectory_gradient(params, trajectory, **use, **values)
+
+
+def test_a_value_must_be_a_number():
+    """An axis of one would be broadcast, against the targets, to a square of errors."""
+    env, env_params = environments.make("CartPole-v1")
+    policy = policies.make("linear", env, env_params)
+    column = policies.ValueFunction(lambda key, obs: jnp.zeros((4, 1)), lambda w, obs: obs @ w)
+    params = {"policy": policy.init(KEY, jnp.zeros(4)), "value": column.init(KEY, jnp.zeros(4))}
+    gradient_fn = gradients.policy_gradient(
+        env,
+        env_params,
+        policy,
+        estimator("gae", "value"),
+        Hyper(),
+        num_episodes=4,
+        horizon=5,
+        value_function=column,
+    )
+    with pytest.raises(ValueError, match=r"value of an observation has shape \(1,\), not \(\)"):
+        gradient_fn(KEY, params)
+
+
 def test_peak_memory_does_not_grow_with_the_network_times_the_steps():
     """Activations of 64k samples through 2 x 256 units would take over 100 MB."""
     env, env_params = environments.make("CartPole-v1")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.environments import spaces
 
 from pgjax import distributions, environments, networks, policies
 
@@ -190,3 +191,15 @@ def test_the_product_has_all_the_derivatives_of_one(shape, outputs):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected
         )
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Dict({"x": spaces.Box(-1, 1, (2,))}), spaces.Tuple((spaces.Discrete(2),))]
+)
+def test_observations_that_are_no_arrays_need_a_function(space):
+    env, env_params = environments.make("CartPole-v1")
+    env.observation_space = lambda env_params: space
+    for make in (policies.make, policies.make_value):
+        for kind in ("linear", "mlp"):
+            with pytest.raises(ValueError, match=f"a {type(space).__name__}.*features="):
+                make(kind, env, env_params)

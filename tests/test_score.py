@@ -200,3 +200,30 @@ def test_an_objective_may_be_an_event_or_a_count(dtype, baseline):
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         score.score_function_gradient(sample, log_prob, quadratic, **arguments)
+
+
+@pytest.mark.parametrize("vector", ["objective", "log_prob", "both"])
+def test_what_a_sample_gives_must_be_a_number(vector):
+    """Means and sums over another axis would not fit each other: the gradient would be wrong."""
+    law = lambda params: distributions.normal(params, jnp.ones(3))
+    total = {
+        "log_prob": lambda params, x: law(params).log_prob(x).sum(),
+        "objective": lambda params, x: jnp.sum(2 * params - x**2),
+    }
+    each = {
+        "log_prob": lambda params, x: law(params).log_prob(x),
+        "objective": lambda params, x: 2 * params - x**2,
+    }
+    chosen = each if vector == "both" else total | {vector: each[vector]}
+    make = lambda functions: score.score_function_gradient(
+        lambda key, params: law(params).sample(key), **functions, num_samples=4
+    )
+    make(total)(jax.random.key(0), jnp.zeros(3))
+    name = "objective" if vector == "both" else vector
+    with pytest.raises(ValueError, match=rf"{name} of a sample has shape \(3,\).*independent"):
+        make(chosen)(jax.random.key(0), jnp.zeros(3))
+
+
+def test_a_surrogate_of_two_shapes_is_refused():
+    with pytest.raises(ValueError, match=r"\(4, 2\) and weights \(4,\).*independent"):
+        score.surrogate(jnp.zeros((4, 2)), jnp.zeros(4))

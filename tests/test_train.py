@@ -134,6 +134,24 @@ def test_a_state_made_without_the_gradient_is_refused():
     assert run(start(), 1, empty)[0].step == 1
 
 
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (jnp.ones(3), "must return .gradient, metrics."),
+        ((jnp.ones(3), jnp.ones(3)), "must return .gradient, metrics."),
+        ((jnp.float32(1), {}), r"gradient has shapes \(\); params, \(3,\)"),
+        ((jnp.ones(2), {}), r"gradient has shapes \(2,\); params, \(3,\)"),
+        (({"a": jnp.ones(3)}, {}), r"gradient has shapes {'a': \(3,\)}; params, \(3,\)"),
+    ],
+)
+def test_what_is_no_gradient_of_the_params_is_refused(returned, message):
+    optimizer = optax.sgd(0.1)
+    state = train.init(KEY, jnp.zeros(3), optimizer)
+    assert train.step(KEY, state, lambda *_: (jnp.ones(3), {}), optimizer)[0].step == 1
+    with pytest.raises(ValueError, match=message):
+        train.step(KEY, state, lambda *_: returned, optimizer)
+
+
 def test_weakly_typed_params_do_not_compile_again():
     """Python's numbers, and what `jnp.full` makes of them."""
     optimizer = optax.adam(0.1)

@@ -13,7 +13,7 @@ from pgjax.audit.bias import BiasTest
 from pgjax.audit.intervals import Estimate
 from pgjax.audit.moments import Moments, cosine, direction, moments, squared_length
 from pgjax.audit.replicates import Blocks
-from pgjax.score import GradientFn, Params, StatefulGradientFn
+from pgjax.score import GradientFn, Params, StatefulGradientFn, check_returned
 
 
 class Audit(NamedTuple):
@@ -143,9 +143,7 @@ def auditor(
 
     def measure(key: jax.Array, params: Params, reference: Any = None) -> Audit:
         returned = jax.eval_shape(gradient_fn, key, params)
-        pair = isinstance(returned, tuple | list) and len(returned) == 2
-        if not pair or isinstance(returned[1], jax.ShapeDtypeStruct):
-            raise ValueError("gradient_fn must return (gradient, metrics); metrics may be {}")
+        check_returned(returned)
         known = _known(reference, returned[0], key)
         blocks, seconds, like = stream(key, params)
         if blocks.nonfinite:
@@ -330,6 +328,8 @@ def _known(reference: Any, like: Params, key: jax.Array) -> np.ndarray | Blocks 
     if known is None:
         leaves = [np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(reference)]
         known = np.concatenate(leaves)
+        if not np.all(np.isfinite(known)):
+            raise ValueError("reference is not finite")
     return known
 
 

@@ -66,7 +66,8 @@ def trajectory_gradient(
 
     Raises:
       ValueError: values that the estimator needs are missing, rates outside [0, 1], too few rows,
-        or a trajectory without `obs`, `action`, `reward`, `terminated`, `truncated` or `mask`.
+        a trajectory without `obs`, `action`, `reward`, `terminated`, `truncated` or `mask`, or of
+        which one does not fit the mask, or log-probabilities of actions that are no scalars.
 
     Source: Williams 1992; Sutton et al. 2000; for the weights Psi, Schulman et al. 2016, eq. 1.
     """

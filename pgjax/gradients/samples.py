@@ -46,10 +46,17 @@ class Term(NamedTuple):
 
 
 def check_fields(trajectory: Trajectory, fields: Collection[str]) -> None:
-    """Raises `ValueError` unless a trajectory holds these fields."""
+    """Raises `ValueError` unless a trajectory holds these fields, of the mask's steps."""
     for field in fields:
         if getattr(trajectory, field) is None:
             raise ValueError(f"trajectory.{field} is missing: a rollout's `fields` must name it")
+    steps = jnp.shape(trajectory.mask)
+    if len(steps) != 2:
+        raise ValueError(f"trajectory.mask has shape {steps}, not [N, T]")
+    for field in set(fields) - {"final_obs"}:
+        for shape in map(jnp.shape, jax.tree.leaves(getattr(trajectory, field))):
+            if (shape[:2] if field in ("obs", "action") else shape) != steps:
+                raise ValueError(f"trajectory.{field} has shape {shape}; the mask has {steps}")
 
 
 def memories(policy: Policy, policy_state: Any, num_rows: int) -> Any:

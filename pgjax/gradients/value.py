@@ -32,18 +32,22 @@ def values(
         device.
 
     Raises:
-      ValueError: the trajectory lacks a field that is read.
+      ValueError: the trajectory lacks a field that is read, or a value is no scalar.
     """
     check_fields(trajectory, ("obs", "reward", "terminated", "truncated", "mask", "final_obs"))
     live = trajectory.mask > 0
     dtype = jnp.result_type(trajectory.reward, float)
     apply = values_of_batch(value_function)
 
+    def predict(obs):
+        value = apply(params, obs)
+        if value.ndim != 1:
+            raise ValueError(f"value of an observation has shape {value.shape[1:]}, not ()")
+        return value
+
     def value_of(obs, where):
         flat = jax.tree.map(lambda x: x.reshape(where.size, *x.shape[where.ndim :]), obs)
-        value = evaluate(
-            lambda obs: apply(params, obs), flat, Selection(where, resolve(chunk_size))
-        )
+        value = evaluate(predict, flat, Selection(where, resolve(chunk_size)))
         return value.reshape(where.shape).astype(dtype)
 
     value = value_of(trajectory.obs, live)
@@ -78,7 +82,7 @@ def make_steps(
 
     Raises:
       ValueError: an unknown name in the estimator, or values that it needs, or a field of the
-        trajectory, are missing.
+        trajectory, are missing or do not fit the mask.
     """
     estimators.check(estimator)
     check_fields(trajectory, ("reward", "terminated", "truncated", "mask"))
@@ -86,6 +90,11 @@ def make_steps(
         raise ValueError(f"{'+'.join(estimator[:2])} needs value, [N, T]")
     if next_value is None and estimators.bootstraps(estimator.form):
         raise ValueError(f"form={estimator.form!r} needs next_value, [N, T]")
+    for name, x in {"value": value, "next_value": next_value}.items():
+        if x is not None and jnp.shape(x) != jnp.shape(trajectory.mask):
+            raise ValueError(
+                f"{name} has shape {jnp.shape(x)}; the mask has {trajectory.mask.shape}"
+            )
     zeros = jnp.zeros_like(trajectory.reward)
     return Steps(
         reward=trajectory.reward,
