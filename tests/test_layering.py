@@ -16,7 +16,7 @@ ROOT = Path(pgjax.__file__).parent
 # From the ground up; a module imports from the layers below its own. What a name stands for may
 # be a module or a package. Modules that share a layer may use each other only as PEERS says.
 LAYERS = (
-    {"ahead", "backends", "checks", "cost"},
+    {"ahead", "backends", "bits", "checks", "cost"},
     {"batching", "sharding"},
     {"chunks"},
     {"distributions", "networks", "returns", "baselines", "stepping", "score"},
