@@ -125,7 +125,7 @@ def test_unbiased_with_exact_action_values(honest):
 
 def test_a_memory_of_the_past_is_unrolled():
     """A policy with memory, by the same formula with its probabilities of the moment."""
-    policy, params = remembers(NUM_STATES), jnp.asarray(PROBLEM.logits)
+    policy, params = remembers(), jnp.asarray(PROBLEM.logits)
     q = jnp.asarray(exact_q())
     gradient, _ = jax.jit(constructed(q, policy))(KEY, params)
     rows = episodes(KEY, policy=policy)

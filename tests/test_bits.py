@@ -5,16 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pgjax import (
-    bits,
-    distributions,
-    environments,
-    estimators,
-    gradients,
-    policies,
-    rollout,
-    sharding,
-)
+from pgjax import bits, environments, estimators, gradients, policies, rollout, sharding
+
+from .test_segments import remembers
 
 BREAKOUT = environments.make("Breakout-MinAtar")
 
@@ -65,29 +58,21 @@ def test_rollouts_hold_the_same_observations(play):
     jax.tree.map(np.testing.assert_array_equal, bits.unpack(packed), plain)
 
 
-def remembers():
-    """A policy with memory: logits that grow with the number of steps since the start."""
-
-    def step(params, carry, obs):
-        return carry + 1, distributions.categorical((1 + carry) * (jnp.ravel(obs) @ params))
-
-    def unroll(params, carry, obs, boundary):
-        def scan_step(carry, inputs):
-            obs, boundary = inputs
-            after, distribution = step(params, carry, obs)
-            return jnp.where(boundary, 0, after), distribution
-
-        return jax.lax.scan(scan_step, carry, (obs, boundary))[1]
-
-    init = lambda key, obs: 0.1 * jax.random.normal(key, (obs.size, 3))
-    return policies.Policy(init, lambda: jnp.int32(0), step, unroll)
+def remembers_breakout():
+    """A policy with memory that is linear in the observation."""
+    policy = remembers(lambda params, obs: jnp.ravel(obs) @ params)
+    return policy._replace(init=lambda key, obs: 0.1 * jax.random.normal(key, (obs.size, 3)))
 
 
 @pytest.mark.parametrize(("name", "num_devices"), [("mlp", 1), ("mlp", 2), ("memory", 1)])
 def test_policy_gradient_of_bits_is_that_of_the_observations(name, num_devices):
     """What `policy_gradient` makes of packed episodes is the gradient of the plain ones."""
     env, env_params = BREAKOUT
-    policy = policies.make("mlp", env, env_params, hidden=(8,)) if name == "mlp" else remembers()
+    policy = (
+        policies.make("mlp", env, env_params, hidden=(8,))
+        if name == "mlp"
+        else remembers_breakout()
+    )
     value_function = policies.make_value("mlp", env, env_params, hidden=(8,))
     estimator, hyper = estimators.estimator("gae", "value"), estimators.Hyper(discount=0.9)
     sizes = {"num_episodes": 8, "horizon": 24}

@@ -45,7 +45,7 @@ def cases():
     return {
         "tabular": (mdp, policies.tabular(3, 3)),
         "mlp": (mdp, policies.mlp(heads.categorical(3), hidden=(4,), features=one_hot)),
-        "memory": (mdp, remembers(3)),
+        "memory": (mdp, remembers()),
         "normal": ("Pendulum-v1", wide),
         "beta": ("Pendulum-v1", policies.linear(heads.beta(()))),
     }

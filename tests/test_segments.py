@@ -42,11 +42,11 @@ def walk():
     return environments.tabular_mdp(mdp, max_steps=4)
 
 
-def remembers(num_states=NUM_STATES) -> Policy:
-    """A policy with memory: logits from a table and the number of steps since its carry was new."""
+def remembers(logits=lambda params, obs: params[obs]) -> Policy:
+    """A policy with memory: logits, by default of a table, times the age of its carry."""
 
     def step(params, carry, obs):
-        return carry + 1, distributions.categorical(params[obs] * (1 + carry))
+        return carry + 1, distributions.categorical(logits(params, obs) * (1 + carry))
 
     def unroll(params, carry, obs, boundary):
         def scan_step(carry, inputs):
